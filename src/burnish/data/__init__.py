@@ -1,0 +1,1 @@
+"""From sources to batches: rows, split, tokenizer, encoded store, order, loader."""

@@ -1,0 +1,117 @@
+"""From settings to encoded stores: rows found, checked, split, learned from, tokenised once and kept by content."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from burnish.config import Config
+from burnish.data.hub import fetch_dataset
+from burnish.data.rows import BrokenRow, Holdout, Rows, Side, find_parts
+from burnish.data.store import Store
+from burnish.data.tokenizer import content_of
+from burnish.env import cache_dir, fingerprint
+from burnish.errors import UserError
+from burnish.task import Row, Task
+from burnish.units import share
+
+
+@dataclass
+class Splits:
+    """The rows of a run before encoding."""
+
+    train: Iterable[Row]
+    validation: Iterable[Row] | None
+    test: Iterable[Row] | None
+    fingerprint: str
+    """Identifies content, columns and split: equal if and only if the rows are."""
+    broken: list[BrokenRow] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def find_rows(config: Config, task: type[Task]) -> Splits:
+    """Return the rows of each split, checked.
+
+    Raises:
+        UserError: files or columns are missing, rows are broken, or a split is empty.
+    """
+    data = config.data
+    if not data.train:
+        raise UserError("data.train: no data given. Give files, folders or Hub ids, such as --data.train reviews.csv.")
+    if data.stratify and data.group:
+        raise UserError("data.stratify: rows cannot be kept in groups and stratified at once; drop one of the two.")
+    if data.stratify and "label" not in task.columns(data):
+        raise UserError(f"data.stratify: {task.name} has no labels to stratify by.")
+    columns = task.columns(data)
+    found: dict[str, Rows] = {}
+    broken: list[BrokenRow] = []
+    for split, names in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        if names:
+            setting = f"data.{split}"
+            parts = find_parts(names, setting, fetch_dataset)
+            found[split] = Rows(parts, columns, [data.group] if data.group and split == "train" else [])
+            broken += found[split].check(setting, data.on_bad_row)
+    train: Iterable[Row] = found["train"]
+    validation: Iterable[Row] | None = found.get("validation")
+    part = share(data.holdout)
+    if validation is None and part:
+        holdout = Holdout(train, part, data.group, data.stratify)
+        train, validation = Side(found["train"], holdout, False), Side(found["train"], holdout, True)
+        for side, name in ((train, "training"), (validation, "validation")):
+            if next(iter(side), None) is None:
+                raise UserError(
+                    f"data.holdout: a share of {data.holdout} leaves no {name} rows. Give more rows, another share, "
+                    "or --data.validation."
+                )
+    key = fingerprint(
+        {split: rows.fingerprint() for split, rows in found.items()},
+        None if "validation" in found else [data.holdout, data.group, data.stratify],
+    )
+    counts = {
+        name: sum(1 for _ in rows)
+        for name, rows in (("train", train), ("validation", validation), ("test", found.get("test")))
+        if rows is not None
+    }
+    return Splits(train, validation, found.get("test"), key, broken, counts)
+
+
+def encode(config: Config, task: Task, splits: Splits, sequence: int, say: Callable[[str], None]) -> dict[str, Store]:
+    """Return the store of each split; rows that were encoded the same way before are not encoded again."""
+    content = content_of(task.tokenizer)
+    stores = {}
+    for split, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        if rows is None:
+            continue
+        training = split == "train"
+        settings = task.settings.model_dump(mode="json")
+        key = fingerprint(splits.fingerprint, split, task.name, task.version, settings, task.facts, content, sequence)
+        path = cache_dir() / "stores" / key
+        if not path.exists():
+            say(f"encoding the {split} rows")
+        stores[split] = Store.build(path, task.encode(rows, sequence, training=training))
+    return stores
+
+
+def tokenizer_cache(splits: Splits, vocab_size: int) -> Path:
+    """Return the folder of a tokenizer trained on these training rows."""
+    return cache_dir() / "tokenizers" / fingerprint(splits.fingerprint, vocab_size, "byte-level BPE 1")
+
+
+def documents(rows: Iterable[Row]) -> Iterable[str]:
+    """Return the texts of rows for training a tokenizer, in pieces of bounded length."""
+    for row in rows:
+        yield from re.findall(r"(?s).{1,100000}", row.values["text"])
+
+
+def recount(splits: Splits, stores: dict[str, Store]) -> dict[str, Any]:
+    """Return the sizes of the data as RUN/plan.json holds them."""
+    return {
+        "fingerprint": splits.fingerprint,
+        "rows": splits.counts,
+        "broken_rows": len(splits.broken),
+        "examples": {split: len(store) for split, store in stores.items()},
+        "tokens": {split: int(store.lengths().sum()) for split, store in stores.items()},
+    }

@@ -1,0 +1,269 @@
+"""Rows: read from sources, checked, and split by a hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from burnish.errors import UserError, nearest
+from burnish.task import Row, find_subclasses
+
+#: Above this share of broken rows a run stops: the file is probably not what the user thinks it is.
+MOST_BROKEN = 0.01
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """A row that cannot be used, and why."""
+
+    where: str
+    reason: str
+
+
+class Source(ABC):
+    """One kind of data. A new kind is one file in `burnish/data/sources` with a subclass of this."""
+
+    name: ClassVar[str]
+    """The kind, as `burnish info` lists it."""
+    endings: ClassVar[tuple[str, ...]] = ()
+    """File endings this source reads; each also with `.gz`."""
+
+    @abstractmethod
+    def read(self, path: Path) -> Iterator[Row | BrokenRow]:
+        """Yield the rows of one file in order."""
+
+
+def sources() -> dict[str, type[Source]]:
+    """Return every source by name."""
+    return find_subclasses("burnish.data.sources", Source)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file to read, with the source that reads it."""
+
+    path: Path
+    source: Source
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the file's bytes."""
+        with open(self.path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def find_parts(names: Sequence[str], setting: str, fetch: Callable[[str, str], list[Path]]) -> list[Part]:
+    """Return the files behind paths, folders and Hub ids, in a fixed order.
+
+    Args:
+        names: what the user gave for `setting`.
+        fetch: returns the local files of a Hub dataset id; called for names that are no local path.
+
+    Raises:
+        UserError: a name stands for nothing readable.
+    """
+    by_ending = {ending: kind for kind in sources().values() for ending in kind.endings}
+    parts: list[Part] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            paths = [file for file in sorted(path.rglob("*")) if file.is_file() and _ending(file) in by_ending]
+            paths = [file for file in paths if not any(piece.startswith(".") for piece in file.relative_to(path).parts)]
+            if not paths:
+                raise UserError(f"{setting}: the folder {name} holds no {', '.join(sorted(by_ending))} file.")
+        elif path.exists():
+            paths = [path]
+        elif _ending(path) in by_ending or name.startswith((".", "/", "~")):
+            raise UserError(f"{setting}: {name} does not exist.{_neighbour(path)}")
+        else:
+            paths = fetch(name, setting)
+        for file in paths:
+            kind = by_ending.get(_ending(file))
+            if kind is None:
+                known = ", ".join(sorted(by_ending))
+                raise UserError(f"{setting}: {file} has an ending burnish does not read; it reads {known} (also .gz).")
+            parts.append(Part(file, kind()))
+    return parts
+
+
+def _ending(path: Path) -> str:
+    name = path.name.lower().removesuffix(".gz")
+    return "." + name.rpartition(".")[2] if "." in name else ""
+
+
+def _neighbour(path: Path) -> str:
+    try:
+        return nearest(path.name, [file.name for file in path.parent.iterdir()])
+    except OSError:
+        return ""
+
+
+class Rows:
+    """The good rows of some parts, re-read from the files at each iteration, so that memory stays flat.
+
+    Args:
+        parts: the files.
+        columns: the task's names for what it needs, to the user's column names.
+        extra: further columns every row must have (the group column).
+    """
+
+    def __init__(self, parts: Sequence[Part], columns: Mapping[str, str], extra: Sequence[str] = ()):
+        self.parts, self.columns, self.extra = list(parts), dict(columns), list(extra)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (row for row in self.read() if isinstance(row, Row))
+
+    def read(self) -> Iterator[Row | BrokenRow]:
+        """Yield good rows, their columns under the task's names, and broken ones."""
+        for part in self.parts:
+            for row in part.source.read(part.path):
+                yield self._checked(row) if isinstance(row, Row) else row
+
+    def _checked(self, row: Row) -> Row | BrokenRow:
+        values = {}
+        for name, column in [*self.columns.items(), *((column, column) for column in self.extra)]:
+            if column not in row.values:
+                return BrokenRow(row.where, f"has no column {column!r} (its columns: {_names(row.values)})")
+            value = row.values[column]
+            if value is None or value != value:
+                return BrokenRow(row.where, f"{column!r} is empty")
+            if name == "text":
+                if not isinstance(value, str):
+                    return BrokenRow(row.where, f"{column!r} is {type(value).__name__}, not text")
+                if not value.strip():
+                    return BrokenRow(row.where, f"{column!r} is empty")
+                problem = text_problem(value)
+                if problem:
+                    return BrokenRow(row.where, f"{column!r} {problem}")
+            values[name] = value
+        return Row(values, row.where, row.document)
+
+    def fingerprint(self) -> list[Any]:
+        """Return what identifies these rows: the content of the files and the columns used."""
+        return [[part.fingerprint() for part in self.parts], self.columns, self.extra]
+
+    def check(self, setting: str, on_bad_row: str) -> list[BrokenRow]:
+        """Read everything once and return the broken rows.
+
+        Raises:
+            UserError: there is no good row, or more broken ones than allowed; names the first few with file and line.
+        """
+        good, broken = 0, []
+        for row in self.read():
+            if isinstance(row, Row):
+                good += 1
+            else:
+                broken.append(row)
+                if on_bad_row == "stop":
+                    raise UserError(f"{row.where}: {row.reason}. Mend the row, or give --data.on-bad-row skip.")
+        if good == 0 and not broken:
+            raise UserError(f"{setting}: {', '.join(str(part.path) for part in self.parts)} holds no rows.")
+        if len(broken) > MOST_BROKEN * (good + len(broken)):
+            reasons = Counter(row.reason for row in broken)
+            shown = "; ".join(f"{row.where}: {row.reason}" for row in broken[:3])
+            if len(reasons) == 1 and good == 0:
+                shown = f"{broken[0].where}: {broken[0].reason}"
+            raise UserError(
+                f"{setting}: {len(broken)} of {good + len(broken)} rows are broken, more than 1 %: {shown}"
+                f"{'; ...' if len(broken) > 3 and good else ''}. Mend the file or name the right columns "
+                "(--data.text, --data.label)."
+            )
+        return broken
+
+
+def _names(values: Mapping[str, Any]) -> str:
+    names = [str(name) for name in values]
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
+
+
+def text_problem(text: str) -> str | None:
+    """Return what makes a string unfit as text, or None."""
+    if "\x00" in text:
+        return "holds a NUL character: is this binary data?"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no valid Unicode"
+    return None
+
+
+@dataclass(frozen=True)
+class Side:
+    """The rows of one side of a held-out split. Re-iterable.
+
+    A row's side is a pure function of its own content (or of its group), so adding, removing or reordering other rows
+    never moves it, and equal rows are never on both sides.
+    """
+
+    rows: Iterable[Row]
+    holdout: Holdout
+    held_out: bool
+
+    def __iter__(self) -> Iterator[Row]:
+        return (row for row in self.rows if self.holdout.takes(row) == self.held_out)
+
+
+class Holdout:
+    """Decides which rows are held out: those whose content hash, as a number in [0, 1), lies below a threshold.
+
+    Args:
+        rows: the rows to split.
+        share: share of the rows to hold out.
+        group: column whose equal values stay together; None: each row for itself.
+        stratify: hold out the same share of every label; the threshold is then set per label, exact to one row.
+    """
+
+    def __init__(self, rows: Iterable[Row], share: float, group: str | None, stratify: bool):
+        self.share, self.group = share, group
+        self.thresholds: dict[str, float] = {}
+        if stratify:
+            by_label: dict[str, list[float]] = {}
+            for row in rows:
+                by_label.setdefault(str(row.values["label"]), []).append(self._position(row))
+            for label, positions in by_label.items():
+                positions.sort()
+                cut = round(share * len(positions))
+                self.thresholds[label] = positions[cut] if cut < len(positions) else 1.0
+
+    def _position(self, row: Row) -> float:
+        key = str(row.values[self.group]) if self.group else row.values["text"].strip()
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+
+    def takes(self, row: Row) -> bool:
+        """Return whether the row is held out."""
+        threshold = self.thresholds.get(str(row.values.get("label")), self.share) if self.thresholds else self.share
+        return self._position(row) < threshold
+
+
+def texts_of(given: str, column: str) -> list[str]:
+    """Return the texts that an argument of `predict` stands for: a file's rows (txt: its lines), or the text itself.
+
+    Raises:
+        UserError: a file has a row without usable text; nothing is left out silently.
+    """
+    path = Path(given) if len(given) < 4096 and "\n" not in given and "\x00" not in given else None
+    if path is None or not path.is_file():
+        if problem := text_problem(given):
+            raise UserError(f"The text {given[:40]!r} {problem}.")
+        return [given]
+    [part] = find_parts([given], "input", lambda name, setting: [])
+    if part.source.name == "text":
+        from burnish.data.files import open_lines
+
+        rows: Iterable[Any] = (
+            line if isinstance(line, BrokenRow) else Row({"text": line.rstrip("\n")}, f"{path}:{number}")
+            for number, line in open_lines(path)
+            if isinstance(line, BrokenRow) or line.strip()
+        )
+    else:
+        rows = Rows([part], {"text": column}).read()
+    texts = []
+    for row in rows:
+        if isinstance(row, BrokenRow):
+            raise UserError(f"{row.where}: {row.reason}.")
+        texts.append(row.values["text"])
+    return texts

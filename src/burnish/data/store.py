@@ -1,0 +1,96 @@
+"""Encoded examples on disk: each feature one flat array and its offsets, memory-mapped; no row is encoded twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from burnish.errors import UserError
+from burnish.run import remove_folder, replace_folder
+from burnish.task import Example
+
+
+class Store:
+    """Examples in the order they were encoded. `store[i]` is one; `where(i)` says which row it came from.
+
+    Args:
+        path: a folder made by `Store.build`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        meta = json.loads((path / "store.json").read_text())
+        self.features: list[str] = meta["features"]
+        self._values = {name: np.load(path / f"{name}.values.npy", mmap_mode="r") for name in self.features}
+        self._offsets = {name: np.load(path / f"{name}.offsets.npy", mmap_mode="r") for name in self.features}
+        self._size: int = meta["size"]
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Example:
+        example = {}
+        for name in self.features:
+            start, end = self._offsets[name][index : index + 2]
+            example[name] = self._values[name][start:end]
+        return example
+
+    def lengths(self) -> np.ndarray:
+        """Return the number of positions of every example."""
+        return np.diff(self._offsets["input_ids"])
+
+    def where(self, index: int) -> str:
+        """Return file and line of the row an example came from."""
+        with open(self.path / "where.txt", encoding="utf-8") as handle:
+            for number, line in enumerate(handle):
+                if number == index:
+                    return line.rstrip("\n")
+        raise IndexError(index)
+
+    @staticmethod
+    def build(path: Path, examples: Iterable[tuple[Example, str]]) -> Store:
+        """Write examples to the folder `path`, whole or not at all, and open it.
+
+        Raises:
+            UserError: there is no example.
+        """
+        if (path / "store.json").is_file():
+            return Store(path)
+        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+        remove_folder(temporary)
+        temporary.mkdir(parents=True)
+        try:
+            _write(temporary, examples)
+            replace_folder(temporary, path)
+        finally:
+            remove_folder(temporary)
+        return Store(path)
+
+
+def _write(folder: Path, examples: Iterable[tuple[Example, str]]) -> None:
+    pieces: dict[str, list[np.ndarray]] = {}
+    places: list[str] = []
+    for example, where in examples:
+        for name, value in example.items():
+            pieces.setdefault(name, []).append(np.asarray(value))
+        places.append(where)
+    if not places:
+        raise UserError("The data holds no text to learn from after encoding; give more rows.")
+    for name, values in pieces.items():
+        flat = np.concatenate(values)
+        low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
+        smallest = next(kind for kind in _integers(low) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+        np.save(folder / f"{name}.values.npy", flat.astype(smallest))
+        offsets = np.zeros(len(values) + 1, np.int64)
+        np.cumsum([len(value) for value in values], out=offsets[1:])
+        np.save(folder / f"{name}.offsets.npy", offsets)
+    (folder / "where.txt").write_text("".join(f"{place}\n" for place in places), encoding="utf-8")
+    (folder / "store.json").write_text(json.dumps({"features": list(pieces), "size": len(places)}))
+
+
+def _integers(low: int) -> Iterator[type[np.integer]]:
+    yield from (np.int8, np.int16, np.int32, np.int64) if low < 0 else (np.uint8, np.uint16, np.uint32, np.int64)

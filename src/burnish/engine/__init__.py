@@ -1,0 +1,1 @@
+"""The training loop and what keeps it honest: step, checkpoints, guards, hooks."""

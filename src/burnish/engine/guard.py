@@ -1,0 +1,135 @@
+"""Guards: signals that ask the run to stop, numbers that are no numbers, memory and disk that run out."""
+
+from __future__ import annotations
+
+import errno
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from burnish.env import free_disk_bytes
+from burnish.errors import GuardError, Stopped
+from burnish.units import readable_bytes
+
+if TYPE_CHECKING:
+    from burnish.task import Batch, Task
+
+#: More skipped steps in a row, or in all, mean that the run itself is broken.
+MOST_SKIPS_IN_A_ROW = 3
+MOST_SKIPS = 0.01
+
+
+class StopSignal:
+    """SIGTERM and SIGINT as a wish to stop.
+
+    Before training there is nothing to save, so the first signal ends the run at once. Inside `deferred()` it only sets
+    `asked`, and the loop saves and stops at the next step. A second signal always ends at once; the last checkpoint
+    stays valid.
+    """
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self._deferred = False
+
+    @contextmanager
+    def installed(self) -> Iterator[StopSignal]:
+        """Handle the signals while the block runs. Outside the main thread Python cannot, and they are left alone."""
+        try:
+            before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:
+            yield self
+            return
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let signals wait for the loop while the block runs."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self._deferred and self.asked is None:
+            self.asked = name
+            return
+        if self._deferred:
+            raise Stopped(f"{name} again: stopped at once. The last checkpoint is valid; the same command continues.")
+        raise Stopped(f"{name}: stopped outside of training; nothing is lost, the same command starts or continues the run.")
+
+
+@contextmanager
+def resources(folder: Path) -> Iterator[None]:
+    """Turn a full disk and exhausted memory into a guard's one sentence.
+
+    Raises:
+        GuardError: naming the path and the free space, or the settings that need less memory.
+    """
+    import torch
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        path = error.filename or folder
+        raise GuardError(
+            f"{path}: the disk is full or a limit on file size is reached ({readable_bytes(free_disk_bytes(folder))} "
+            "free). Committed checkpoints are valid; free some space and give the same command again."
+        ) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise GuardError(_MEMORY) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise GuardError(_MEMORY) from error
+        if any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+            raise GuardError(f"{folder}: the disk is full. Free some space and give the same command again.") from error
+        raise
+
+
+_MEMORY = (
+    "Out of memory. Give a smaller --train.micro-batch (the result stays the same), a shorter --train.sequence or a "
+    "smaller model; the same command then continues from the last checkpoint."
+)
+
+
+def describe_non_finite(
+    model: Any, task: Task, batches: list[Batch], loss: float, norm: float, one_row: Any
+) -> dict[str, Any]:
+    """Return what is known of a step whose loss or gradient is not finite: its rows and the first bad parameter.
+
+    Args:
+        loss: the step's loss.
+        norm: the step's gradient norm.
+        one_row: function from a row's index to its batch.
+    """
+    import torch
+
+    weight = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
+    gradient = next(
+        (name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()), None
+    )
+    rows = []
+    for row in sorted(row for batch in batches for row in batch.rows):
+        model.zero_grad(set_to_none=True)
+        total = sum(task.loss(model, one_row(row)).values())
+        if not math.isfinite(float(total.detach())):
+            rows.append(row)
+            continue
+        total.backward()
+        if any(p.grad is not None and not torch.isfinite(p.grad).all() for p in model.parameters()):
+            rows.append(row)
+    model.zero_grad(set_to_none=True)
+    return {"loss": str(loss), "grad_norm": str(norm), "rows": rows, "weight": weight, "gradient": gradient}
+
+

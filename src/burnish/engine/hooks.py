@@ -1,0 +1,162 @@
+"""What happens between steps: log, evaluate, save, obey signals. Each hook decides by `state.step` whether it is due."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from burnish.engine import checkpoint
+from burnish.engine.guard import StopSignal
+from burnish.engine.loop import Job, State, StepResult
+from burnish.errors import Stopped
+
+#: Checkpoints by time are spaced out so far that they cost at most this share of the run.
+MOST_SAVING = 0.05
+
+
+class Log:
+    """Writes a line of metrics.jsonl for every `every`-th step, and hands it to `show`.
+
+    Args:
+        path: metrics.jsonl, opened for appending; each line reaches the system before the next step.
+        rows_per_epoch: to say how far through the data the run is.
+        show: called with each step's line and the state; None while the run starts.
+    """
+
+    def __init__(self, path: Path, every: int, rows_per_epoch: int, show: Callable[[dict[str, Any], State], None]):
+        self.every, self.rows_per_epoch, self.show = every, rows_per_epoch, show
+        self.file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed with the run)
+        self.last = time.monotonic()
+
+    def __call__(self, job: Job, state: State, result: StepResult | None) -> None:
+        now = time.monotonic()
+        elapsed, self.last = now - self.last, now
+        if result is None:
+            return
+        state.seconds += elapsed
+        line: dict[str, Any] = {
+            "step": state.step,
+            "loss": finite(result.loss),
+            "lr": result.lr,
+            "grad_norm": finite(result.grad_norm),
+            "epoch": round(min(state.step * job.loader.batch, job.loader.total_rows) / self.rows_per_epoch, 4),
+            "rows": result.rows,
+            "targets": result.targets,
+            "seconds": round(elapsed, 4),
+        }
+        if result.non_finite:
+            line["non_finite"] = result.non_finite
+        if state.step % self.every == 0 or result.non_finite or state.step == job.total_steps:
+            self.write(line)
+        self.show(line, state)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line."""
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.file.flush()
+
+    def pause(self) -> None:
+        """Do not count the time since the last step as training."""
+        self.last = time.monotonic()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def finite(value: Any) -> float | None:
+    """Return the number, or None (JSON's null) if it is none; the line then carries `non_finite`."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+class Evaluate:
+    """Evaluates every `every` steps and at the end, keeps the best, and ends the run when patience runs out.
+
+    Args:
+        measure: returns the validation metrics of the model as it is at a step.
+        metric: which one decides what is best.
+        lower_is_better: whether smaller values of it are better.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        measure: Callable[[int], dict[str, float]],
+        metric: str,
+        lower_is_better: bool,
+        patience: int | None,
+        log: Log,
+        keep_best: bool,
+    ):
+        self.every, self.measure, self.metric, self.patience = every, measure, metric, patience
+        self.sign = -1 if lower_is_better else 1
+        self.log, self.keep_best = log, keep_best
+
+    def __call__(self, job: Job, state: State, result: StepResult | None) -> None:
+        due = state.step > 0 and (state.step % self.every == 0 or state.step == job.total_steps)
+        if not due or state.evaluated == state.step:
+            return
+        metrics = self.measure(state.step)
+        state.evaluated = state.step
+        value = metrics[self.metric]
+        if state.best is None or self.sign * value > self.sign * state.best["value"]:
+            state.best = {"metric": self.metric, "value": value, "step": state.step}
+            state.stale = 0
+        else:
+            state.stale += 1
+            if self.patience and state.stale >= self.patience:
+                state.ended = f"no better {self.metric} in {self.patience} evaluations"
+        self.log.write({"step": state.step, "evaluation": "validation", "metrics": metrics, "best": state.best})
+        if self.keep_best and state.best["step"] == state.step:
+            job.save(state)
+        self.log.pause()
+
+
+class Save:
+    """Saves every `every_steps` steps or `every_seconds`, at the end, and removes what need not stay."""
+
+    def __init__(self, every_steps: int | None, every_seconds: float, keep: int, log: Log, keep_best: bool):
+        self.every_steps, self.every_seconds, self.keep, self.log = every_steps, every_seconds, keep, log
+        self.keep_best = keep_best
+        self.last, self.cost = time.monotonic(), 0.0
+        self.saved: int | None = None
+
+    def __call__(self, job: Job, state: State, result: StepResult | None) -> None:
+        if result is None and state.step and self.saved is None:
+            self.saved = state.step  # just resumed from it
+        if self.every_steps:
+            due = state.step % self.every_steps == 0 and state.step > 0
+        else:
+            due = time.monotonic() - self.last >= max(self.every_seconds, self.cost / MOST_SAVING)
+        first = state.step == 0 and job.on_non_finite == "rollback"
+        if due or first or state.step == job.total_steps or state.ended:
+            self.now(job, state)
+
+    def now(self, job: Job, state: State) -> None:
+        """Save the state if it is not saved yet, and prune."""
+        started = time.monotonic()
+        if self.saved != state.step:
+            job.save(state)
+            self.saved = state.step
+        best = state.best["step"] if self.keep_best and state.best else None
+        checkpoint.prune(job.checkpoints, self.keep, best)
+        self.last = time.monotonic()
+        self.cost = self.last - started
+        self.log.pause()
+
+
+class ObeySignals:
+    """Saves and stops when a signal asked for it."""
+
+    def __init__(self, signal: StopSignal, save: Save):
+        self.signal, self.save = signal, save
+
+    def __call__(self, job: Job, state: State, result: StepResult | None) -> None:
+        if self.signal.asked:
+            self.save.now(job, state)
+            raise Stopped(f"{self.signal.asked}: saved at step {state.step}. The same command continues the run.")

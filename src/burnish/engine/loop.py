@@ -1,0 +1,196 @@
+"""The training loop. The order of effects is the order of lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from burnish.data.loader import Loader
+from burnish.engine import checkpoint
+from burnish.engine.guard import MOST_SKIPS, MOST_SKIPS_IN_A_ROW, describe_non_finite
+from burnish.engine.step import accumulate, clip
+from burnish.errors import GuardError
+from burnish.models.freeze import set_training_mode
+from burnish.optim.optimizers import Optimizers
+from burnish.optim.schedules import Schedule
+from burnish.task import Task
+
+
+@dataclass
+class State:
+    """What changes during a run besides weights and optimizer; saved as JSON with every checkpoint."""
+
+    step: int = 0
+    """Finished steps."""
+    targets: int = 0
+    """Targets learned from so far."""
+    seconds: float = 0.0
+    """Time spent, over all sittings."""
+    evaluated: int = 0
+    """Step of the last evaluation."""
+    best: dict[str, Any] | None = None
+    """Metric, value and step of the best evaluation."""
+    stale: int = 0
+    """Evaluations since the best one."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps without an update because of a non-finite number."""
+    ended: str | None = None
+    """Why the run ended before its full length."""
+
+
+@dataclass
+class Job:
+    """All that a run needs and that does not change while it runs."""
+
+    model: Any
+    task: Task
+    loader: Loader
+    optimizers: Optimizers
+    schedule: Schedule
+    total_steps: int
+    frozen: list[Any]
+    device: str
+    precision: str
+    seed: int
+    clip: float
+    on_non_finite: str
+    checkpoints: Path
+
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """Return what a checkpoint holds: parameters and buffers (tied ones once), and the optimizer's state."""
+        saved = set(self.model.state_dict())
+        weights = dict(self.model.named_parameters())
+        weights |= {name: value for name, value in self.model.named_buffers() if name in saved}
+        return {"model": weights, "optimizer": self.optimizers.state()}
+
+    def save(self, state: State) -> Path:
+        """Commit a checkpoint."""
+        return checkpoint.save(self.checkpoints, state.step, self.tensors(), asdict(state))
+
+    def load(self, path: Path) -> State:
+        """Put back the weights, the optimizer and the state of a checkpoint.
+
+        Raises:
+            checkpoint.Damaged: it is not whole, or belongs to another model; nothing was changed then.
+        """
+        saved = checkpoint.verify(path)
+        weights, optimizer = checkpoint.read(path, "model"), checkpoint.read(path, "optimizer")
+        own = self.tensors()["model"]
+        if shapes(weights) != shapes(own):
+            raise checkpoint.Damaged(f"{path}/model.safetensors: belongs to another model")
+        import torch
+
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(weights[name])
+        self.optimizers.load_state(optimizer)
+        return State(**saved)
+
+
+def shapes(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return the shape and type of each tensor."""
+    return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured; tensors stay on the device until a line asks for the number."""
+
+    loss: Any
+    grad_norm: Any
+    lr: float
+    rows: int
+    targets: int
+    non_finite: dict[str, Any] | None = None
+
+
+Hook = Callable[[Job, State, StepResult | None], None]
+"""Something to do between steps. Hooks run in the order of their list, each decides by `state.step` whether it is due."""
+
+
+def train(job: Job, state: State, hooks: list[Hook]) -> State:
+    """Train from `state` to the end of the run and return the last state.
+
+    Raises:
+        GuardError: a non-finite number stopped the run; the weights are those before the bad step.
+        Stopped: a hook obeyed a signal.
+    """
+    parameters = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
+    batches = job.loader.steps(state.step, job.total_steps)
+    result: StepResult | None = None
+    while True:
+        for hook in hooks:
+            hook(job, state, result)
+        if state.step >= job.total_steps or state.ended:
+            return state
+        set_training_mode(job.model, job.frozen)
+        micro_batches = next(batches)
+        factor = job.schedule.factor(state.step)
+        job.optimizers.set_lr(factor)
+        job.optimizers.zero_grad()
+        loss = accumulate(
+            job.model, job.task, micro_batches, job.device, job.precision, seed=job.seed * 2_000_003 + state.step
+        )
+        norm = clip(parameters, job.clip)
+        lr = max(group["lr"] for optimizer in job.optimizers.all for group in optimizer.param_groups)
+        rows, targets = sum(len(b.rows) for b in micro_batches), int(sum(sum(b.weights.values()) for b in micro_batches))
+        result = StepResult(loss, norm, lr, rows, targets)
+        if state.step in state.skipped:  # a window that a rollback goes around
+            pass
+        elif math.isfinite(float(loss)) and math.isfinite(float(norm)):
+            job.optimizers.step()
+        else:
+            result = _non_finite(job, state, micro_batches, result)
+            if job.on_non_finite == "rollback":
+                state = _rolled_back(job, state)
+                batches, result = job.loader.steps(state.step, job.total_steps), None
+                continue
+        state.step += 1
+        state.targets += targets
+
+
+def _non_finite(job: Job, state: State, batches: list[Any], result: StepResult) -> StepResult:
+    """Describe the bad step; then stop, or note it as skipped. The weights were not touched.
+
+    Raises:
+        GuardError: the policy is to stop, or too many steps were skipped.
+    """
+    found = describe_non_finite(
+        job.model,
+        job.task,
+        batches,
+        float(result.loss),
+        float(result.grad_norm),
+        lambda row: job.task.collate([job.loader.store[row]]).to(job.device),
+    )
+    places = [f"{row} ({job.loader.store.where(row)})" for row in found["rows"][:5]]
+    rows = ", ".join(places) if places else f"no single one of {sorted(r for b in batches for r in b.rows)}"
+    parameter = found["weight"] or found["gradient"] or "none"
+    what = f"Step {state.step + 1}: loss {found['loss']}, gradient norm {found['grad_norm']}. Rows: {rows}. First bad "
+    what += f"{'weight' if found['weight'] else 'gradient'}: {parameter}."
+    state.skipped.append(state.step)
+    last = sorted(state.skipped)[-MOST_SKIPS_IN_A_ROW - 1 :]
+    in_a_row = len(last) > MOST_SKIPS_IN_A_ROW and last[-1] - last[0] == MOST_SKIPS_IN_A_ROW
+    too_many = len(state.skipped) > max(MOST_SKIPS_IN_A_ROW, MOST_SKIPS * job.total_steps)
+    if job.on_non_finite == "stop" or found["weight"] or in_a_row or too_many:
+        state.skipped.pop()
+        if not found["weight"]:
+            job.save(state)
+        advice = "Mend or remove these rows, lower --optim.lr, or give --run.on-non-finite skip."
+        if job.on_non_finite != "stop":
+            advice = f"{len(state.skipped) + 1} steps were skipped, more than is sound: lower --optim.lr or mend the data."
+        raise GuardError(f"{what} The update was not made. {advice}")
+    return StepResult(result.loss, result.grad_norm, result.lr, result.rows, result.targets, found)
+
+
+def _rolled_back(job: Job, state: State) -> State:
+    """Return to the last whole checkpoint, remembering which steps to go around."""
+    path, _ = checkpoint.newest(job.checkpoints)
+    if path is None:
+        raise GuardError("run.on-non-finite: there is no checkpoint yet to roll back to.")
+    back = job.load(path)
+    back.skipped = sorted({*back.skipped, *state.skipped})
+    return back

@@ -1,0 +1,57 @@
+"""One step's gradient: the only place where a loss is divided and a gradient is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from burnish.task import Batch, Task
+
+
+def arithmetic(device: str, precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which the model computes: bfloat16 where it is safe, or float32 throughout."""
+    import torch
+
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16)
+
+
+def accumulate(model: Any, task: Task, batches: Sequence[Batch], device: str, precision: str, seed: int) -> Any:
+    """Add the gradient of the global batch to the parameters and return its loss, a scalar tensor on `device`.
+
+    Each loss term is summed over all micro-batches and divided by that term's weight over all micro-batches, so the
+    result does not depend on how the batch was cut. A mean of the micro-batches' means would depend on it.
+
+    Args:
+        batches: the micro-batches of one step.
+        seed: of this step; dropout is a function of it and the micro-batch, so it need not be saved.
+    """
+    import torch
+
+    weights: dict[str, float] = {}
+    for batch in batches:
+        for term, count in batch.weights.items():
+            weights[term] = weights.get(term, 0.0) + count
+    total = torch.zeros((), device=device)
+    for index, batch in enumerate(batches):
+        torch.manual_seed((seed * 1_000_003 + index) % 2**63)
+        with arithmetic(device, precision):
+            sums = task.loss(model, batch.to(device))
+        loss = sum(value / weights[term] for term, value in sums.items() if weights[term])
+        if isinstance(loss, torch.Tensor):  # a micro-batch without any target adds nothing
+            loss.backward()
+            total += loss.detach()
+    return total
+
+
+def clip(parameters: list[Any], largest: float) -> Any:
+    """Return the norm of the whole gradient (global L2) after scaling it down to `largest`; 0 only measures."""
+    import torch
+
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if largest:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm

@@ -1,0 +1,101 @@
+"""The machine: what it is, what it can do, and what the environment of a run looked like."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("burnish", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pyarrow")
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of Python and of every package a result can depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what can be said of the machine without importing torch: system, processor, cores, memory in bytes."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe(device: str, threads: int) -> dict[str, Any]:
+    """Return the environment a run records: versions, machine, device, threads and the command."""
+    return {
+        "versions": versions(),
+        "machine": machine(),
+        "device": device,
+        "threads": threads,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def cache_dir() -> Path:
+    """Return the folder for tokenised rows and converted weights: `$BURNISH_CACHE` or `~/.cache/burnish`."""
+    return Path(os.environ.get("BURNISH_CACHE") or Path.home() / ".cache" / "burnish")
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Return the free space of the file system that holds `path` (or will)."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def free_memory_bytes() -> int:
+    """Return the memory that can be had without swapping, within the limit of a container if there is one."""
+    available = psutil.virtual_memory().available
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return available if limit == "max" else min(available, max(0, int(limit) - used))
+    except (OSError, ValueError):
+        return available
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a short stable name for JSON-able values: the start of the sha256 of their canonical form."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Return whether bfloat16 matrix products are faster than float32 ones on `device`.
+
+    On processors that means AVX512-BF16 or AMX; without them bf16 is emulated and slower. On GPUs, Ampere and newer.
+    """
+    import torch
+
+    if device == "cpu":
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return device.startswith("cuda") and torch.cuda.get_device_capability()[0] >= 8

@@ -1,0 +1,1 @@
+"""Evaluation: every metric from per-example records, with bootstrap intervals."""

@@ -1,0 +1,68 @@
+"""Evaluating a model: one record per example, metrics from the records, intervals by the bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from burnish.data.loader import collate
+from burnish.data.store import Store
+from burnish.engine.step import arithmetic
+from burnish.task import Records, Task
+
+
+def score(
+    model: Any,
+    task: Task,
+    store: Store,
+    *,
+    batch: int,
+    device: str,
+    precision: str,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Records:
+    """Return the records of every example of `store`, in its order. The model is left in evaluation mode.
+
+    Args:
+        batch: examples computed at once; examples of like length go together.
+        progress: called with the number of examples done after each batch; may raise to stop.
+    """
+    import torch
+
+    model.eval()
+    order = np.argsort(store.lengths(), kind="stable")
+    parts: list[Records] = []
+    done = 0
+    with torch.inference_mode(), arithmetic(device, precision):
+        for start in range(0, len(order), batch):
+            for piece in collate(store, task, [int(i) for i in order[start : start + batch]], batch):
+                records = task.score(model, piece.to(device))
+                parts.append({"index": np.asarray(piece.rows), **records})
+                done += len(piece.rows)
+                progress(done)
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    back = np.argsort(joined.pop("index"), kind="stable")
+    return {name: values[back] for name, values in joined.items()}
+
+
+def intervals(
+    task: Task, records: Records, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Return a confidence interval of each metric: percentiles over resamples of the examples with replacement.
+
+    Source: Efron and Tibshirani 1993, section 13.3.
+    """
+    size = len(next(iter(records.values())))
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(resamples):
+        rows = random.integers(0, size, size)
+        drawn.append(task.metrics({name: values[rows] for name, values in records.items()}))
+    edges = (100 * (1 - level) / 2, 100 * (1 + level) / 2)
+    found = {}
+    for name in drawn[0]:
+        low, high = np.percentile([metrics[name] for metrics in drawn], edges)
+        found[name] = (float(low), float(high))
+    return found

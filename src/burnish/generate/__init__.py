@@ -1,0 +1,1 @@
+"""Text generation, called by tasks, evaluation and serving alike."""

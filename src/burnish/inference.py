@@ -1,0 +1,158 @@
+"""A trained model put to use: predictions and evaluation of a run, a model folder or a Hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from burnish.config import Config, config_class, merge, normalise, parse
+from burnish.data.prepare import encode, find_rows
+from burnish.data.tokenizer import load_tokenizer
+from burnish.errors import UserError
+from burnish.evaluate.measure import intervals, score
+from burnish.models.load import build, longest_sequence, make_config
+from burnish.models.source import model_folder, read_config
+from burnish.plan.derive import choose_device, choose_precision, choose_sequence
+from burnish.run import RunFolder
+from burnish.task import Task, find_task, registry
+from burnish.terminal import Terminal
+from burnish.units import readable_count
+
+
+class Opened:
+    """A model with the task it was trained for.
+
+    Args:
+        target: run folder, model folder or Hub id.
+        task: the task's name; None where a run or the model's architecture says it.
+        settings: groups of settings over the run's.
+
+    Raises:
+        UserError: the target holds no model, or its task cannot be told.
+    """
+
+    def __init__(self, target: str, task: str | None = None, settings: Mapping[str, Any] | None = None):
+        import torch
+
+        self.target = target
+        run = RunFolder(Path(target).expanduser())
+        self.run = run if run.is_run else None
+        stored: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.is_run else {}
+        overrides = normalise(dict(settings or {}))
+        revision = (overrides.get("model") or {}).get("revision")
+        folder = model_folder(target, revision)
+        name = task or (stored.get("task") or {}).get("name") or _task_of(folder)
+        self.task_class: type[Task] = find_task(name)
+        values = merge(stored, overrides, {"task": {"name": name}})
+        values["model"] = {"path": str(folder)}
+        self.config: Config = parse(values, config_class(self.task_class.Settings), "settings")
+        self.device = choose_device(self.config)[0]
+        self.precision = self._stored("precision") or choose_precision(self.config, self.device)[0]
+        if self._stored("threads") and self.config.run.threads is None:
+            torch.set_num_threads(self._stored("threads"))
+        model_config = make_config(folder, {}, None)
+        self.model, loaded = build(self.task_class.auto_class, model_config, folder)
+        if loaded.new:
+            raise UserError(
+                f"{target}: has no trained layer for {name} ({len(loaded.new)} tensors would be new). Train it first: "
+                f"burnish train {name} --model {target} --data.train ..."
+            )
+        self.model.to(self.device).eval()
+        self.task = self.task_class(self.config.task, load_tokenizer(folder), self._facts(model_config))
+
+    def _stored(self, name: str) -> Any:
+        return self.run.read_json(self.run.plan)[name] if self.run else None
+
+    def _facts(self, model_config: Any) -> dict[str, Any]:
+        if self.run:
+            return self._stored("facts")
+        return {"labels": [model_config.id2label[index] for index in range(len(model_config.id2label))]}
+
+    def predict(self, texts: Sequence[str], generate: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+        """Return the task's answer to each text, in order.
+
+        Raises:
+            UserError: an empty text, or a wrong setting of generation.
+        """
+        for index, text in enumerate(texts):
+            if not text.strip() and self.task_class.name != "text-generation":
+                raise UserError(f"Text {index + 1} is empty; give some text.")
+        given = merge(self.config.model_dump(), {"generate": dict(generate)})
+        config = parse(given, type(self.config), "settings")
+        return self.task.predict(self.model, list(texts), config.generate, seed)
+
+    def evaluate(self, data: str | Sequence[str] | None, terminal: Terminal) -> dict[str, Any]:
+        """Return metrics and intervals on rows; by default the run's own test rows, or its validation rows.
+
+        Raises:
+            UserError: no rows, or rows the model cannot be judged on.
+        """
+        config = self.config
+        if data is not None:
+            names = (data,) if isinstance(data, str) else tuple(data)
+            config = config.model_copy(update={"data": config.data.model_copy(
+                update={"train": names, "validation": (), "test": (), "holdout": "0", "stratify": False, "group": None}
+            )})  # fmt: skip
+            split = "train"
+        elif self.run is None:
+            raise UserError(f"{self.target}: give the rows to evaluate on, such as --data.test reviews.csv.")
+        else:
+            split = "test" if config.data.test else "validation"
+        splits = find_rows(config, self.task_class)
+        rows = getattr(splits, split)
+        if rows is None:
+            raise UserError("data.test: the run has neither test nor validation rows; give --data.test.")
+        splits.train, splits.validation, splits.test = (None, None, rows)  # type: ignore[assignment]
+        sequence = self._stored("sequence") or choose_sequence(config, self.model.config)[0]
+        splits.fingerprint += "" if data is not None else f" {split}"
+        store = encode(config, self.task, splits, sequence, terminal.say)["test"]
+        with terminal.progress("evaluating", len(store)):
+            records = score(
+                self.model,
+                self.task,
+                store,
+                batch=32,
+                device=self.device,
+                precision=self.precision,
+                progress=lambda done: terminal.advance(done),
+            )
+        metrics = self.task.metrics(records)
+        ranges = intervals(self.task, records)
+        terminal.facts(
+            f"{self.target}: {self.task.name} on {readable_count(len(store))} examples",
+            [
+                (name, f"{value:.4f}", f"95 % interval {ranges[name][0]:.4f} to {ranges[name][1]:.4f}")
+                for name, value in metrics.items()
+            ],
+        )
+        return {
+            "target": self.target,
+            "task": self.task.name,
+            "data": list(config.data.train) if data is not None else split,
+            "examples": len(store),
+            "metrics": metrics,
+            "intervals": ranges,
+        }
+
+
+def _task_of(folder: Path) -> str:
+    """Return the task whose head the model in a folder has."""
+    from transformers.models.auto import modeling_auto
+
+    names = {
+        "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    }
+    architectures = read_config(folder).get("architectures") or []
+    for task in registry().values():
+        if set(names.get(task.auto_class, {}).values()) & set(architectures):
+            return task.name
+    raise UserError(f"{folder}: its architecture {architectures} names no task; give --task ({', '.join(registry())}).")
+
+
+def open_model(target: str, task: str | None = None, settings: Mapping[str, Any] | None = None) -> Opened:
+    """Return a run, model folder or Hub id, opened for use."""
+    return Opened(target, task, settings)

@@ -1,0 +1,1 @@
+"""Models: loading, presets from scratch, freezing."""

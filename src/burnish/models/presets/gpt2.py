@@ -1,0 +1,43 @@
+"""GPT-2 (Radford et al. 2019): the four published sizes, and small ones of the same shape for two CPU cores."""
+
+from __future__ import annotations
+
+from burnish.models.scratch import Family, Preset
+
+#: name: layers, heads, width, context, vocabulary, parameters
+_SIZES = {
+    "gpt2-nano": (4, 4, 128, 256, 2_048, 1_088_256),
+    "gpt2-micro": (4, 4, 256, 256, 2_048, 3_749_888),
+    "gpt2-mini": (6, 6, 384, 256, 4_096, 12_318_336),
+    "gpt2": (12, 12, 768, 1_024, 50_257, 124_439_808),
+    "gpt2-medium": (24, 16, 1_024, 1_024, 50_257, 354_823_168),
+    "gpt2-large": (36, 20, 1_280, 1_024, 50_257, 774_030_080),
+    "gpt2-xl": (48, 25, 1_600, 1_024, 50_257, 1_557_611_200),
+}
+
+
+class Gpt2(Family):
+    """Dropout is 0: with one pass over much data it only slows learning, and without it a step can be cut in any way."""
+
+    name = "gpt2"
+
+    def presets(self) -> list[Preset]:
+        return [
+            Preset(
+                name,
+                "gpt2",
+                {
+                    "n_layer": layers,
+                    "n_head": heads,
+                    "n_embd": width,
+                    "n_positions": context,
+                    "vocab_size": vocabulary,
+                    "embd_pdrop": 0.0,
+                    "resid_pdrop": 0.0,
+                    "attn_pdrop": 0.0,
+                },
+                parameters,
+                "Radford et al. 2019, Table 2; openai/gpt-2" if width >= 768 else "the same architecture, smaller",
+            )
+            for name, (layers, heads, width, context, vocabulary, parameters) in _SIZES.items()
+        ]

@@ -1,0 +1,57 @@
+"""Models from scratch: presets by family and published size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from burnish.errors import unknown
+from burnish.task import find_subclasses
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of one family.
+
+    Args:
+        name: what `--preset` takes.
+        model_type: transformers' name of the architecture.
+        options: settings of its config.
+        parameters: how many parameters it has, as published where it is.
+        source: paper or reference implementation.
+    """
+
+    name: str
+    model_type: str
+    options: dict[str, Any]
+    parameters: int
+    source: str
+
+
+class Family(ABC):
+    """A family of presets. A new one is one file in `burnish/models/presets` with a subclass of this."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def presets(self) -> list[Preset]:
+        """Return the sizes, smallest first."""
+
+
+def presets() -> dict[str, Preset]:
+    """Return every preset by name."""
+    families = find_subclasses("burnish.models.presets", Family)
+    return {preset.name: preset for family in families.values() for preset in family().presets()}
+
+
+def find_preset(name: str) -> Preset:
+    """Return the preset of this name.
+
+    Raises:
+        UserError: there is none, with the nearest name.
+    """
+    known = presets()
+    if name not in known:
+        raise unknown("preset", name, known)
+    return known[name]

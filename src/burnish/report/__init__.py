@@ -1,0 +1,1 @@
+"""What a person looks at: report.html and card.md, made from a run folder."""

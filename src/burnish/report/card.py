@@ -1,0 +1,1 @@
+def render_card(folder): return "x"

@@ -1,0 +1,1 @@
+def render_report(folder): return "x"

@@ -1,0 +1,179 @@
+"""The run folder: its files, its lock, and durable writing.
+
+    RUN/  config.yaml  environment.json  plan.json  metrics.jsonl  log.txt  rejects.jsonl
+          tokenizer/  checkpoints/step-000500/  model/
+          figures.json  report.html  card.md  metrics.json   (metrics.json last: it says that the run is finished)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from burnish.errors import UserError
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the entries of a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that, at any moment and after a power cut, it is the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    with open(temporary, "wb") as handle:
+        handle.write(content.encode() if isinstance(content, str) else content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.rename(temporary, path)
+    fsync_dir(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN and infinities are refused rather than written."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def replace_folder(built: Path, target: Path) -> None:
+    """Put the finished folder `built` at `target`, replacing what stood there; its files are made durable first.
+
+    A kill between the two renames leaves only the old folder's retired name: whoever needs `target` builds it again.
+    """
+    for folder, _, names in os.walk(built):
+        for name in names:
+            with open(Path(folder) / name, "rb") as handle:
+                os.fsync(handle.fileno())
+        fsync_dir(Path(folder))
+    retired = target.with_name(f".old-{target.name}")
+    remove_folder(retired)
+    if target.exists():
+        os.rename(target, retired)
+    os.rename(built, target)
+    fsync_dir(target.parent)
+    remove_folder(retired)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+class RunFolder:
+    """A run's folder on disk. Reading needs no lock; writing happens inside `locked()`."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    def __getattr__(self, name: str) -> Path:
+        try:
+            return self.path / _FILES[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was ever started here."""
+        return self.config.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run here came to its end."""
+        return self.metrics.is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the system frees it when the process ends, however it ends.
+
+        Raises:
+            UserError: another process is using the folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.lock, "a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise UserError(
+                    f"{self}: the run folder is in use by process {owner}. Wait for it, or give another --run.dir."
+                ) from None
+            handle.truncate(0)
+            handle.write(f"{os.getpid()}\n")
+            handle.flush()
+            yield
+
+    def read_json(self, path: Path) -> Any:
+        """Return the JSON in a file of the run.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: cannot be read ({error}). Is {self} a burnish run?") from error
+
+    def set_aside(self) -> Path:
+        """Give the folder another name, so that a new run can start under this one. Returns the new name."""
+        number = 1
+        while (kept := self.path.with_name(f"{self.path.name}-previous-{number}")).exists():
+            number += 1
+        os.rename(self.path, kept)
+        return kept
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl; a line torn by a kill is left out."""
+        if not self.log.is_file():
+            return []
+        lines = []
+        for text in self.log.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+        return lines
+
+    def truncate_log(self, step: int) -> None:
+        """Drop the lines after `step`: a continued run writes them again."""
+        if self.log.is_file():
+            kept = [line for line in self.log_lines() if line["step"] <= step]
+            write_atomic(self.log, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+_FILES = {
+    "config": "config.yaml",
+    "environment": "environment.json",
+    "plan": "plan.json",
+    "log": "metrics.jsonl",
+    "text_log": "log.txt",
+    "rejects": "rejects.jsonl",
+    "tokenizer": "tokenizer",
+    "checkpoints": "checkpoints",
+    "model": "model",
+    "figures": "figures.json",
+    "report": "report.html",
+    "card": "card.md",
+    "metrics": "metrics.json",
+    "lock": ".lock",
+}
+
+
+def folder_name(text: str) -> str:
+    """Return `text` as a safe folder name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:80] or "run"

@@ -1,0 +1,425 @@
+"""One sitting of a run: prepare, begin or resume, train, finish. The wiring between data, model, engine and products."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from burnish.config import Config
+from burnish.data.loader import Loader
+from burnish.data.prepare import Splits, documents, encode, find_rows, recount, tokenizer_cache
+from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokenizer
+from burnish.engine import checkpoint
+from burnish.engine.guard import StopSignal
+from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save
+from burnish.engine.loop import Job, State, train
+from burnish.env import describe, versions
+from burnish.errors import Stopped, UserError, unknown
+from burnish.evaluate.measure import intervals, score
+from burnish.models.freeze import freeze
+from burnish.models.load import Loaded, build, make_config, parameter_count, skeleton, trainable_count
+from burnish.models.load import describe as describe_model
+from burnish.models.scratch import find_preset
+from burnish.models.source import model_folder
+from burnish.optim.optimizers import Optimizers
+from burnish.optim.schedules import Schedule
+from burnish.plan.derive import (
+    Plan,
+    choose_device,
+    choose_length,
+    choose_lr,
+    choose_micro_batch,
+    choose_precision,
+    choose_sequence,
+    limits_of_exactness,
+    memory_of,
+    refuse_what_cannot_fit,
+)
+from burnish.report.card import render_card
+from burnish.report.page import render_report
+from burnish.run import RunFolder, remove_folder, replace_folder, write_atomic, write_json
+from burnish.task import Task
+from burnish.terminal import StepNote, Terminal
+from burnish.units import Duration, readable_bytes, readable_count, readable_seconds
+
+
+class Session:
+    """A run from its settings to its report.
+
+    `prepare` reads and checks and writes nothing into the run folder, so a wrong input leaves nothing behind. `begin`
+    writes what the run is. `train` goes from the last checkpoint to the end. `finish` makes what people use.
+    """
+
+    plan: Plan
+
+    def __init__(self, config: Config, task_class: type[Task], folder: RunFolder, terminal: Terminal):
+        self.config, self.task_class, self.folder, self.terminal = config, task_class, folder, terminal
+        self.resuming = folder.is_run
+
+    # -- prepare -------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Find, check and encode the data, and plan the run (or read its stored plan).
+
+        Raises:
+            UserError: anything wrong with data, model or settings.
+        """
+        config = self.config
+        stored = Plan.from_json(self.folder.read_json(self.folder.plan)) if self.resuming else None
+        self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
+        if config.model.preset is not None:
+            find_preset(config.model.preset)
+        self.splits = find_rows(config, self.task_class)
+        if stored and stored.data["fingerprint"] != self.splits.fingerprint:
+            raise UserError(
+                f"{self.folder}: the data has changed since this run began. Put it back, or give another --run.dir."
+            )
+        facts = stored.facts if stored else self.task_class.learn(self.splits.train)
+        tokenizer = self._tokenizer()
+        self.task = self.task_class(config.task, tokenizer, facts)
+        self.model_config = self._model_config(tokenizer)
+        sequence = stored.sequence if stored else choose_sequence(config, self.model_config)[0]
+        self.stores = encode(config, self.task, self.splits, sequence, self.terminal.say)
+        if stored:
+            self.plan = stored
+            self._say_what_changed()
+        else:
+            self.plan = self._derive(facts, sequence)
+
+    def _tokenizer(self) -> Any:
+        model = self.config.model
+        if self.folder.tokenizer.is_dir():
+            return load_tokenizer(self.folder.tokenizer)
+        if model.tokenizer is not None:
+            path = Path(model.tokenizer).expanduser()
+            return load_tokenizer(path if path.is_dir() else model_folder(model.tokenizer, None))
+        if self.source is not None:
+            return load_tokenizer(self.source)
+        size = model.vocab_size or find_preset(model.preset or "").options["vocab_size"]
+        cached = tokenizer_cache(self.splits, size)
+        if cached.is_dir():
+            return load_tokenizer(cached)
+        self.terminal.say(f"training a byte-level BPE tokenizer of {size:,} tokens on the training rows")
+        return train_tokenizer(cached, documents(self.splits.train), size)
+
+    def _model_config(self, tokenizer: Any) -> Any:
+        options = self.task.model_options()
+        config = self.config
+        if self.source is None:
+            preset = find_preset(config.model.preset or "")
+            size = config.model.vocab_size or preset.options["vocab_size"]
+            options |= {"vocab_size": size, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+            made = make_config({"model_type": preset.model_type, **preset.options}, options, config.train.dropout)
+        else:
+            if config.model.vocab_size is not None:
+                raise UserError("model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only.")
+            made = make_config(self.source, options, config.train.dropout)
+        vocabulary = made.get_text_config().vocab_size
+        if len(tokenizer) > vocabulary:
+            raise UserError(
+                f"model.tokenizer: it has {len(tokenizer):,} tokens, the model has room for {vocabulary:,}. "
+                "Give the model's own tokenizer, or --model.vocab-size from scratch."
+            )
+        return made
+
+    def _derive(self, facts: dict[str, Any], sequence: int) -> Plan:
+        import torch
+
+        config, why = self.config, {}
+        device, why["device"] = choose_device(config)
+        precision, why["precision"] = choose_precision(config, device)
+        why["sequence"] = choose_sequence(config, self.model_config)[1]
+        model = skeleton(self.task_class.auto_class, self.model_config)
+        total = parameter_count(model)
+        freeze(model, config.freeze)
+        Optimizers(model, config.optim, 1.0)  # refuses unknown names and patterns
+        lr, why["lr"] = choose_lr(config, model)
+        memory = memory_of(config, model)
+        refuse_what_cannot_fit(config, self.folder, device, memory)
+        store = self.stores["train"]
+        micro, why["micro_batch"] = choose_micro_batch(
+            config, self.model_config, device, int(store.lengths().max()), sum(memory.values())
+        )
+        tokens = float(store.lengths().mean())
+        rows, steps, warmup, every, reasons = choose_length(config, len(store), tokens)
+        Schedule(config.schedule, steps, warmup)  # refuses unknown names
+        best = config.train.best or self.task_class.metric_names[0]
+        if best not in self.task_class.metric_names:
+            raise unknown(f"metric of {self.task_class.name} in train.best:", best, self.task_class.metric_names)
+        if "validation" not in self.stores and (config.train.best or config.train.patience):
+            raise UserError("train.best: there are no validation rows to compare by; give --data.validation or a holdout.")
+        why |= reasons
+        return Plan(
+            device=device,
+            threads=config.run.threads or torch.get_num_threads(),
+            precision=precision,
+            sequence=sequence,
+            micro_batch=micro,
+            lr=lr,
+            total_rows=rows,
+            total_steps=steps,
+            warmup_steps=warmup,
+            evaluate_every=every,
+            best=best,
+            memory=memory,
+            model={"summary": describe_model(model), "parameters": total, "trainable": trainable_count(model)},
+            data=recount(self.splits, self.stores),
+            facts=facts,
+            why={name: reason for name, reason in why.items() if reason},
+        )
+
+    def _say_what_changed(self) -> None:
+        before = self.folder.read_json(self.folder.environment)
+        for name, version in versions().items():
+            if before["versions"].get(name) != version:
+                self.terminal.say(
+                    f"note: {name} is {version} now, was {before['versions'].get(name)}; equal bits are not promised across "
+                    "versions",
+                    style="yellow",
+                )
+        if self.config.run.threads not in (None, self.plan.threads):
+            self.terminal.say(
+                f"note: going on with {self.plan.threads} threads as the run began; the last bits depend on it", style="yellow"
+            )
+
+    def show_plan(self) -> None:
+        """Print what will happen and why."""
+        plan, why, config = self.plan, self.plan.why, self.config
+        data = plan.data
+        share = plan.model["trainable"] / plan.model["parameters"]
+        rows = [
+            ("run", str(self.folder), ""),
+            ("model", plan.model["summary"], f"from {config.model.path or f'scratch, preset {config.model.preset}'}"),
+            ("trains", f"{plan.model['trainable']:,} of {plan.model['parameters']:,} parameters ({share:.1%})", ""),
+            (
+                "data",
+                ", ".join(f"{count:,} {split}" for split, count in data["rows"].items()) + " rows",
+                f"{data['examples']['train']:,} training examples of {data['tokens']['train']:,} tokens",
+            ),
+            ("length", f"{plan.total_steps:,} steps", why.get("total_steps", "")),
+            ("batch", f"{config.train.batch} rows, {plan.micro_batch} at once", why.get("micro_batch", "")),
+            ("sequence", f"{plan.sequence} tokens", why.get("sequence", "")),
+            ("optimizer", f"{config.optim.name}, peak learning rate {plan.lr:g}", why.get("lr", "")),
+            ("schedule", f"{config.schedule.name}, {plan.warmup_steps} steps of warm-up", self._preview()),
+            ("evaluation", f"every {plan.evaluate_every} steps", why.get("evaluate_every", "")),
+            ("precision", plan.precision, why.get("precision", "")),
+            ("device", f"{plan.device}, {plan.threads} threads", why.get("device", "")),
+            (
+                "memory",
+                ", ".join(f"{name} {readable_bytes(size)}" for name, size in plan.memory.items()),
+                f"{readable_bytes(sum(plan.memory.values()))} before activations",
+            ),
+            ("exactness", limits_of_exactness(self.model_config), ""),
+        ]
+        if self.splits.broken:
+            first = self.splits.broken[0]
+            rows.insert(4, ("broken rows", f"{len(self.splits.broken)} skipped", f"{first.where}: {first.reason}"))
+        title = "Resuming" if self.resuming else "Plan"
+        self.terminal.facts(f"{title}: {self.task_class.name}", rows)
+
+    def _preview(self) -> str:
+        plan = self.plan
+        return Schedule(self.config.schedule, plan.total_steps, plan.warmup_steps).preview(48)
+
+    # -- begin ---------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Write what the run is; `config.yaml` last, so a folder that has it has all."""
+        folder = self.folder
+        self.terminal.open_log(folder.text_log)
+        if self.resuming:
+            return
+        store_tokenizer(self.task.tokenizer, folder.tokenizer)
+        write_json(folder.environment, describe(self.plan.device, self.plan.threads))
+        broken = "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in self.splits.broken)
+        if broken:
+            write_atomic(folder.rejects, broken)
+        write_json(folder.plan, self.plan.to_json())
+        write_atomic(folder.config, self.config.yaml())
+
+    # -- train ---------------------------------------------------------------------------------------------------
+
+    def train(self, signal: StopSignal) -> None:
+        """Train to the end of the run, from its newest good checkpoint if it has one."""
+        import torch
+
+        config, plan = self.config, self.plan
+        torch.set_num_threads(plan.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.job, loaded, state = self._job(), self.loaded, State()
+        state = self._restored(state)
+        if state.step == 0:
+            for line in loaded.lines():
+                self.terminal.say(f"weights: {line}")
+        if state.step:
+            self.terminal.say(f"continuing after step {state.step} of {plan.total_steps}")
+        self.folder.truncate_log(state.step)
+        note = StepNote()
+        log = Log(
+            self.folder.log,
+            config.run.log_every,
+            len(self.stores["train"]),
+            lambda line, state: self.terminal.advance(state.step, note(line)),
+        )
+        keep_best = config.train.best is not None
+        every = Duration.parse(config.checkpoint.every)
+        every_steps = None if every.unit == "seconds" else self._steps(every)
+        save = Save(every_steps, every.amount, config.checkpoint.keep, log, keep_best)
+        hooks = [log]
+        if "validation" in self.stores:
+            measure = lambda step: self._measure(step, signal)  # noqa: E731
+            lower = plan.best in self.task.lower_is_better
+            hooks.append(Evaluate(plan.evaluate_every, measure, plan.best, lower, config.train.patience, log, keep_best))
+        hooks += [save, ObeySignals(signal, save)]
+        try:
+            with signal.deferred(), self.terminal.progress("training", plan.total_steps, state.step):
+                try:
+                    self.state = train(self.job, state, hooks)
+                except _StopAsked:
+                    save.now(self.job, state)
+                    raise Stopped(
+                        f"{signal.asked}: saved at step {state.step}. The same command continues the run."
+                    ) from None
+        finally:
+            log.close()
+        if self.state.ended:
+            self.terminal.say(f"stopped early: {self.state.ended}")
+
+    def _steps(self, every: Duration) -> int:
+        store = self.stores["train"]
+        return max(1, every.steps(
+            total_steps=self.plan.total_steps,
+            rows_per_epoch=len(store),
+            batch=self.config.train.batch,
+            tokens_per_row=float(store.lengths().mean()),
+        ))  # fmt: skip
+
+    def _job(self) -> Job:
+        import torch
+
+        config, plan = self.config, self.plan
+        torch.manual_seed(config.run.seed)
+        model, self.loaded = build(self.task_class.auto_class, self.model_config, self.source)
+        model.to(plan.device)
+        frozen = freeze(model, config.freeze)
+        loader = Loader(
+            self.stores["train"],
+            self.task,
+            config.run.seed,
+            config.train.batch,
+            plan.micro_batch,
+            plan.total_rows,
+            config.data.workers,
+        )
+        return Job(
+            model=model,
+            task=self.task,
+            loader=loader,
+            optimizers=Optimizers(model, config.optim, plan.lr),
+            schedule=Schedule(config.schedule, plan.total_steps, plan.warmup_steps),
+            total_steps=plan.total_steps,
+            frozen=frozen,
+            device=plan.device,
+            precision=plan.precision,
+            seed=config.run.seed,
+            clip=config.optim.clip,
+            on_non_finite=config.run.on_non_finite,
+            checkpoints=self.folder.checkpoints,
+        )
+
+    def _restored(self, state: State) -> State:
+        resume = self.config.run.resume
+        if resume not in ("auto", "never"):
+            path = checkpoint.chosen(resume)
+        else:
+            path, problems = checkpoint.newest(self.folder.checkpoints)
+            for problem in problems:
+                self.terminal.say(f"damaged checkpoint passed over: {problem}", style="yellow")
+        if path is None:
+            return state
+        try:
+            return self.job.load(path)
+        except checkpoint.Damaged as error:
+            raise UserError(f"{error}. Give another --run.resume or --run.dir.") from error
+
+    def _measure(self, step: int, signal: StopSignal) -> dict[str, float]:
+        def obey(done: int) -> None:
+            if signal.asked:
+                raise _StopAsked
+
+        records = self._score("validation", obey)
+        metrics = self.task.metrics(records)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.terminal.say(f"  step {step}  validation  {shown}")
+        return metrics
+
+    def _score(self, split: str, progress: Any = lambda done: None) -> Any:
+        plan = self.plan
+        return score(
+            self.job.model,
+            self.task,
+            self.stores[split],
+            batch=max(plan.micro_batch, 32) if plan.micro_batch == self.config.train.batch else plan.micro_batch,
+            device=plan.device,
+            precision=plan.precision,
+            progress=progress,
+        )
+
+    # -- finish --------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Write `model/`, the final figures, the report and the card; `metrics.json` last, which makes the run finished."""
+        folder, state = self.folder, self.state
+        step = state.step
+        if self.config.train.best is not None and state.best is not None:
+            step = state.best["step"]
+            if step != state.step:
+                self.job.load(checkpoint.path_of(folder.checkpoints, step))
+            self.terminal.say(f"model/ holds step {step}, the best by {state.best['metric']} ({state.best['value']:.4f})")
+        self._export()
+        figures: list[dict[str, Any]] = []
+        metrics: dict[str, Any] = {"task": self.task.name, "step": step, "seconds": round(state.seconds, 1)}
+        metrics["targets"] = state.targets
+        losses = [line["loss"] for line in folder.log_lines() if line.get("loss") is not None]
+        metrics["train_loss"] = sum(losses[-20:]) / len(losses[-20:]) if losses else None
+        ranges: dict[str, Any] = {}
+        for split in ("validation", "test"):
+            if split in self.stores:
+                records = self._score(split)
+                metrics[split] = self.task.metrics(records)
+                ranges[split] = intervals(self.task, records)
+                figures += [{"split": split, **figure} for figure in self.task.figures(records)]
+        metrics["intervals"] = ranges
+        figures += self.task.samples(self.job.model, self.config.generate)
+        write_json(folder.figures, {"metrics": metrics, "figures": figures})
+        write_atomic(folder.report, render_report(folder))
+        write_atomic(folder.card, render_card(folder))
+        write_json(folder.metrics, metrics)
+        self._show_end(metrics)
+
+    def _export(self) -> None:
+        target = self.folder.model
+        temporary = target.with_name(f".tmp-model-{os.getpid()}")
+        for left in self.folder.path.glob(".tmp-model-*"):
+            remove_folder(left)
+        self.job.model.save_pretrained(str(temporary))
+        self.task.tokenizer.save_pretrained(str(temporary))
+        replace_folder(temporary, target)
+
+    def _show_end(self, metrics: dict[str, Any]) -> None:
+        rows = []
+        for split in ("validation", "test"):
+            for name, value in metrics.get(split, {}).items():
+                low, high = metrics["intervals"][split][name]
+                rows.append((f"{split} {name}", f"{value:.4f}", f"95 % interval {low:.4f} to {high:.4f}"))
+        rows.append(("time", readable_seconds(metrics["seconds"]), f"{readable_count(metrics['targets'])} targets learned from"))
+        self.terminal.facts("Done", rows)
+        self.terminal.say(f"report  {self.folder.report}")
+        self.terminal.say(f'use it  burnish predict {self.folder} "..."')
+
+
+class _StopAsked(Exception):
+    """Leaves an evaluation when a signal asked the run to stop."""

@@ -1,0 +1,154 @@
+"""The seam between tasks and engine.
+
+A task says what one batch is and what its loss is. It never sees the optimizer, the devices, the step or the rank. The
+engine never sees a label or a token. All that passes between them is in this file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.errors import unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Example = dict[str, "np.ndarray"]
+"""One encoded example: named 1-D integer arrays. The field `input_ids` gives its length."""
+
+Records = dict[str, "np.ndarray"]
+"""What evaluation keeps: named arrays with one entry per example, from which every metric is computed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source, before the task has seen it."""
+
+    values: Mapping[str, Any]
+    where: str
+    """File and line, such as `reviews.csv:12`."""
+    document: str | None = None
+    """Rows that follow each other with the same document belong to one text; None: a text of its own."""
+
+
+@dataclass
+class Batch:
+    """What a task computes at once: tensors for the model, tensors for the loss, and how much each loss term counts."""
+
+    inputs: dict[str, torch.Tensor]
+    targets: dict[str, torch.Tensor]
+    weights: dict[str, float]
+    """Loss term to the number of targets it sums over, counted when the batch is made."""
+    rows: list[int] = field(default_factory=list)
+    """Index of each example in its store."""
+
+    def to(self, device: str) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        move = lambda tensors: {name: value.to(device, non_blocking=True) for name, value in tensors.items()}  # noqa: E731
+        return Batch(move(self.inputs), move(self.targets), self.weights, self.rows)
+
+
+class Task(ABC):
+    """What is learned. A new task is one file in `burnish/tasks` with a subclass of this.
+
+    Args:
+        settings: the `task` group of the recipe, of the task's own `Settings` class.
+        tokenizer: the tokenizer or processor of the model.
+        facts: what `learn` found in the training rows (JSON-able; stored with the run).
+    """
+
+    name: ClassVar[str]
+    """The Hub's pipeline tag."""
+    version: ClassVar[int] = 1
+    """Raised when `encode` changes, so that rows encoded by older code are not reused."""
+    Settings: ClassVar[type[TaskSettings]] = TaskSettings
+    auto_class: ClassVar[str]
+    """The transformers Auto class that adds this task's head to a backbone."""
+    metric_names: ClassVar[tuple[str, ...]]
+    """What `metrics` returns; the first is the one by which checkpoints are compared when the user names none."""
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
+
+    def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
+        self.settings, self.tokenizer, self.facts = settings, tokenizer, facts
+
+    @classmethod
+    def columns(cls, data: DataSettings) -> dict[str, str]:
+        """Return the columns a row must have: the name the task uses, to the name in the user's data."""
+        return {"text": data.text}
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, rows: Iterable[Row]) -> dict[str, Any]:
+        """Return what must be known of all training rows before any can be encoded, such as the label names."""
+
+    def model_options(self) -> dict[str, Any]:
+        """Return settings for the model's config, such as its number of labels."""
+        return {}
+
+    @abstractmethod
+    def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
+        """Yield examples of at most `sequence` positions, each with the place its (first) row came from."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Return the examples as one batch; `weights` count the targets of each loss term."""
+
+    @abstractmethod
+    def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return each loss term's sum (not mean) over the targets of the batch, a scalar in float32."""
+
+    @abstractmethod
+    def score(self, model: Any, batch: Batch) -> Records:
+        """Return what `metrics` needs of each example of the batch; called without gradients, model in eval mode."""
+
+    @abstractmethod
+    def metrics(self, records: Records) -> dict[str, float]:
+        """Return the metrics over all examples."""
+
+    def figures(self, records: Records) -> list[dict[str, Any]]:
+        """Return what the report should draw of an evaluation (kinds: see `burnish.report`)."""
+        return []
+
+    def samples(self, model: Any, settings: GenerateSettings) -> list[dict[str, Any]]:
+        """Return figures that need the model, such as generated text."""
+        return []
+
+    @abstractmethod
+    def predict(self, model: Any, texts: Sequence[str], settings: GenerateSettings, seed: int) -> list[dict[str, Any]]:
+        """Return one JSON-able answer per text, in order."""
+
+
+def registry() -> dict[str, type[Task]]:
+    """Return every task by name: the subclasses of `Task` found in the files of `burnish/tasks`."""
+    return find_subclasses("burnish.tasks", Task)
+
+
+def find_task(name: str) -> type[Task]:
+    """Return the task of this name.
+
+    Raises:
+        UserError: there is none, with the nearest name.
+    """
+    tasks = registry()
+    if name not in tasks:
+        raise unknown("task", name, tasks)
+    return tasks[name]
+
+
+def find_subclasses(package: str, base: type[Any]) -> dict[str, type[Any]]:
+    """Return the named subclasses of `base` in the modules of `package`, by their `name`, in alphabetical order."""
+    found = {}
+    for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        module = importlib.import_module(f"{package}.{module_info.name}")
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__:
+                if getattr(value, "name", None):
+                    found[value.name] = value
+    return dict(sorted(found.items()))

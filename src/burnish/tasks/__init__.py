@@ -1,0 +1,1 @@
+"""One file per task; each is found by its `name` (see `burnish.task`)."""

@@ -1,0 +1,168 @@
+"""Text generation: learn to predict the next token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from burnish.config import GenerateSettings, TaskSettings
+from burnish.generate.sample import generate
+from burnish.task import Batch, Example, Records, Row, Task
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+_ENCODED_AT_ONCE = 1000
+
+
+class CausalLmSettings(TaskSettings):
+    """Predict the next token of running text."""
+
+    context: float = Field(0.5, ge=0, lt=1)
+    """Share of each evaluated sequence that is given as context, not scored, so that no token is scored without any."""
+    prompts: tuple[str, ...] = ()
+    """Three beginnings the report continues. Default: taken from the validation text."""
+
+
+class TextGeneration(Task):
+    """Texts laid end to end, each closed by the end-of-text token, cut into sequences of equal length.
+
+    Every token is a target exactly once: a sequence carries one token more than it has positions, its last token is the
+    next one's first. In evaluation the sequences overlap by `context`, and each token is still scored once.
+    """
+
+    name = "text-generation"
+    Settings = CausalLmSettings
+    auto_class = "AutoModelForCausalLM"
+    metric_names = ("bits_per_byte", "loss", "perplexity")
+    lower_is_better = frozenset({"loss", "perplexity", "bits_per_byte"})
+
+    @classmethod
+    def learn(cls, rows: Iterable[Row]) -> dict[str, Any]:
+        """Keep the beginnings of three rows as prompts for the report."""
+        prompts = []
+        for row in rows:
+            words = row.values["text"].split()
+            if len(words) >= 12:
+                prompts.append(" ".join(words[:6]))
+            if len(prompts) == 3:
+                break
+        return {"prompts": prompts}
+
+    def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
+        stride = sequence if training else max(1, sequence - int(sequence * self.settings.context))
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            end = self.tokenizer.sep_token_id or 0
+        ids: list[int] = [end]  # the context of the very first token
+        bytes_at: list[int] = [0]
+        places: list[str] = [""]
+        scored = 1  # tokens before this position are context
+        for tokens, size, where in self._texts(rows, end):
+            ids += tokens
+            bytes_at += [size] + [0] * (len(tokens) - 1)
+            places += [where] * len(tokens)
+            while len(ids) > sequence:
+                yield self._example(ids, bytes_at, places, sequence + 1, scored)
+                scored = 1 + sequence - stride
+                del ids[:stride], bytes_at[:stride], places[:stride]
+        if len(ids) > scored:
+            yield self._example(ids, bytes_at, places, len(ids), scored)
+
+    def _example(
+        self, ids: list[int], bytes_at: list[int], places: list[str], length: int, scored: int
+    ) -> tuple[Example, str]:
+        example = {
+            "input_ids": np.array(ids[:length]),
+            "context": np.array([scored - 1]),
+            "bytes": np.array([sum(bytes_at[scored:length])]),
+        }
+        return example, places[scored]
+
+    def _texts(self, rows: Iterable[Row], end: int) -> Iterator[tuple[list[int], int, str]]:
+        """Yield the tokens of each row, its size in bytes and its place; a document's last row closes it with `end`."""
+        waiting: list[Row] = []
+
+        def encoded(next_row: Row | None) -> Iterator[tuple[list[int], int, str]]:
+            texts = [row.values["text"] for row in waiting]
+            documents = [row.document for row in waiting] + [next_row.document if next_row else None]
+            encodings = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            for index, tokens in enumerate(encodings["input_ids"]):
+                goes_on = documents[index] is not None and documents[index] == documents[index + 1]
+                tokens = list(tokens) if goes_on else [*tokens, end]
+                if tokens:
+                    yield tokens, len(texts[index].encode()), waiting[index].where
+
+        for row in rows:
+            if len(waiting) == _ENCODED_AT_ONCE:
+                yield from encoded(row)
+                waiting.clear()
+            waiting.append(row)
+        yield from encoded(None)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        import torch
+
+        longest = max(len(example["input_ids"]) for example in examples) - 1
+        inputs = torch.zeros(len(examples), longest, dtype=torch.long)
+        labels = torch.full((len(examples), longest), IGNORED)
+        for row, example in enumerate(examples):
+            ids = torch.from_numpy(example["input_ids"].astype(np.int64))
+            size, context = len(ids) - 1, int(example["context"][0])
+            inputs[row, :size] = ids[:-1]
+            labels[row, context:size] = ids[1 + context :]
+        # No attention mask: padding stands on the right, where causal attention never looks, and has no target.
+        sizes = torch.tensor([int(example["bytes"][0]) for example in examples])
+        count = int((labels != IGNORED).sum())
+        return Batch({"input_ids": inputs}, {"labels": labels, "bytes": sizes}, {"loss": count})
+
+    def _token_losses(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Return the loss of every position in nats, float32, [rows, positions]; 0 where there is no target."""
+        from torch.nn import functional
+
+        logits = model(**batch.inputs, use_cache=False).logits
+        labels = batch.targets["labels"]
+        losses = functional.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return losses.view_as(labels)
+
+    def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": self._token_losses(model, batch).sum()}
+
+    def score(self, model: Any, batch: Batch) -> Records:
+        losses = self._token_losses(model, batch)
+        labels = batch.targets["labels"]
+        return {
+            "nats": losses.double().sum(1).cpu().numpy(),
+            "targets": (labels != IGNORED).sum(1).cpu().numpy(),
+            "bytes": batch.targets["bytes"].cpu().numpy(),
+        }
+
+    def metrics(self, records: Records) -> dict[str, float]:
+        """Mean loss and perplexity per token, and bits per byte, which does not depend on the tokenizer."""
+        nats, targets, size = (float(records[name].sum()) for name in ("nats", "targets", "bytes"))
+        loss = nats / max(targets, 1)
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700)),
+            "bits_per_byte": nats / math.log(2) / max(size, 1),
+        }
+
+    def samples(self, model: Any, settings: GenerateSettings) -> list[dict[str, Any]]:
+        prompts = list(self.settings.prompts or self.facts.get("prompts", []))[:3] or [""]
+        rows = []
+        for temperature in (0.0, settings.temperature or 0.8):
+            chosen = settings.model_copy(update={"temperature": temperature})
+            for prompt, text in zip(prompts, generate(model, self.tokenizer, prompts, chosen, seed=0), strict=True):
+                rows.append({"prompt": prompt, "temperature": temperature, "text": text})
+        return [{"kind": "texts", "title": "Generated text", "rows": rows}]
+
+    def predict(self, model: Any, texts: Sequence[str], settings: GenerateSettings, seed: int) -> list[dict[str, Any]]:
+        answers = generate(model, self.tokenizer, texts, settings, seed)
+        return [{"text": text, "generated": answer} for text, answer in zip(texts, answers, strict=True)]

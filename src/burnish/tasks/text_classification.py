@@ -1,0 +1,168 @@
+"""Text classification: one label for a text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from burnish.config import DataSettings, GenerateSettings
+from burnish.errors import UserError, nearest
+from burnish.task import Batch, Example, Records, Row, Task
+
+if TYPE_CHECKING:
+    import torch
+
+_ENCODED_AT_ONCE = 1000
+_BINS = 10
+
+
+class TextClassification(Task):
+    """One label per text, learned by cross-entropy over the labels seen in training."""
+
+    name = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
+    metric_names = ("accuracy", "loss", "macro_f1", "matthews", "calibration_error")
+    lower_is_better = frozenset({"loss", "calibration_error"})
+
+    @classmethod
+    def columns(cls, data: DataSettings) -> dict[str, str]:
+        return {"text": data.text, "label": data.label}
+
+    @classmethod
+    def learn(cls, rows: Iterable[Row]) -> dict[str, Any]:
+        counts = Counter(label_name(row) for row in rows)
+        if len(counts) < 2:
+            only = next(iter(counts), None)
+            raise UserError(f"data.label: classification needs at least two labels; the training rows have only {only!r}.")
+        if len(counts) > 10_000:
+            raise UserError(
+                f"data.label: {len(counts):,} different labels in the training rows; is {sorted(counts)[0]!r} really a class?"
+            )
+        labels = sorted(counts)
+        return {"labels": labels, "counts": [counts[label] for label in labels]}
+
+    def model_options(self) -> dict[str, Any]:
+        labels = self.facts["labels"]
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+
+    def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
+        index = {label: number for number, label in enumerate(self.facts["labels"])}
+        waiting: list[Row] = []
+
+        def encoded() -> Iterator[tuple[Example, str]]:
+            texts = [row.values["text"] for row in waiting]
+            for row, ids in zip(waiting, self._ids(texts, sequence), strict=True):
+                yield {"input_ids": ids, "label": np.array([index[label_name(row)]])}, row.where
+
+        for row in rows:
+            if label_name(row) not in index:
+                raise UserError(
+                    f"{row.where}: the label {label_name(row)!r} does not occur in the training rows "
+                    f"(there: {', '.join(list(index)[:10])}).{nearest(label_name(row), index)}"
+                )
+            waiting.append(row)
+            if len(waiting) == _ENCODED_AT_ONCE:
+                yield from encoded()
+                waiting.clear()
+        yield from encoded()
+
+    def _ids(self, texts: list[str], sequence: int) -> list[np.ndarray]:
+        if not texts:
+            return []
+        encodings = self.tokenizer(texts, truncation=True, max_length=sequence, return_attention_mask=False)
+        return [np.array(ids) for ids in encodings["input_ids"]]
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        import torch
+
+        longest = max(len(example["input_ids"]) for example in examples)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(examples), longest), 0 if pad is None else pad)
+        mask = torch.zeros(len(examples), longest, dtype=torch.long)
+        for row, example in enumerate(examples):
+            size = len(example["input_ids"])
+            ids[row, :size] = torch.from_numpy(example["input_ids"].astype(np.int64))
+            mask[row, :size] = 1
+        labels = torch.tensor([int(example["label"][0]) for example in examples])
+        return Batch({"input_ids": ids, "attention_mask": mask}, {"labels": labels}, {"loss": len(examples)})
+
+    def _log_probabilities(self, model: Any, batch: Batch) -> torch.Tensor:
+        return model(**batch.inputs).logits.float().log_softmax(-1)
+
+    def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        from torch.nn import functional
+
+        return {"loss": functional.nll_loss(self._log_probabilities(model, batch), batch.targets["labels"], reduction="sum")}
+
+    def score(self, model: Any, batch: Batch) -> Records:
+        probabilities = self._log_probabilities(model, batch).exp()
+        return {"probabilities": probabilities.cpu().numpy(), "label": batch.targets["labels"].cpu().numpy()}
+
+    def metrics(self, records: Records) -> dict[str, float]:
+        """Loss, accuracy, macro F1, Matthews correlation and expected calibration error (10 bins)."""
+        import torch
+        from torchmetrics.functional import classification as measure
+
+        probabilities = torch.from_numpy(records["probabilities"])
+        labels = torch.from_numpy(records["label"]).long()
+        classes = probabilities.shape[1]
+        of_label = probabilities.gather(1, labels[:, None])[:, 0].clamp_min(1e-12)
+        return {
+            "loss": float(-of_label.log().mean()),
+            "accuracy": float(measure.multiclass_accuracy(probabilities, labels, classes, average="micro")),
+            "macro_f1": float(measure.multiclass_f1_score(probabilities, labels, classes, average="macro")),
+            "matthews": float(measure.multiclass_matthews_corrcoef(probabilities, labels, classes)),
+            "calibration_error": float(measure.multiclass_calibration_error(probabilities, labels, classes, n_bins=_BINS)),
+        }
+
+    def figures(self, records: Records) -> list[dict[str, Any]]:
+        probabilities, labels = records["probabilities"], records["label"]
+        names = self.facts["labels"]
+        predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+        matrix = np.zeros((len(names), len(names)), int)
+        np.add.at(matrix, (labels, predicted), 1)
+        bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+        points = [
+            {
+                "confidence": float(confidence[bins == b].mean()),
+                "accuracy": float((predicted == labels)[bins == b].mean()),
+                "rows": int((bins == b).sum()),
+            }
+            for b in range(_BINS)
+            if (bins == b).any()
+        ]
+        figures: list[dict[str, Any]] = [{"kind": "calibration", "title": "Calibration", "points": points}]
+        if len(names) <= 50:
+            figures.insert(0, {"kind": "matrix", "title": "Confusion matrix", "labels": names, "values": matrix.tolist()})
+        return figures
+
+    def predict(self, model: Any, texts: Sequence[str], settings: GenerateSettings, seed: int) -> list[dict[str, Any]]:
+        import torch
+
+        from burnish.models.load import longest_sequence
+
+        names = self.facts["labels"]
+        limit = min(longest_sequence(model.config) or 512, self.tokenizer.model_max_length)
+        answers = []
+        for text in texts:  # each by itself, so an answer does not depend on what else was asked
+            batch = self.collate([{"input_ids": self._ids([text], limit)[0], "label": np.array([0])}])
+            with torch.inference_mode():
+                row = self._log_probabilities(model, batch.to(str(model.device))).exp()[0].cpu().tolist()
+            best = max(range(len(row)), key=row.__getitem__)
+            scores = {name: round(value, 6) for name, value in zip(names, row, strict=True)}
+            answers.append({"text": text, "label": names[best], "score": round(row[best], 6), "scores": scores})
+        return answers
+
+
+def label_name(row: Row) -> str:
+    """Return the row's label as text: `1`, `1.0` read from one file and `"1"` from another are the same label."""
+    value = row.values["label"]
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()

@@ -1,0 +1,148 @@
+"""What a person sees while burnish works: sentences, tables and one progress line; all also go to RUN/log.txt."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from burnish.units import readable_count, readable_seconds
+
+#: Seconds between progress lines where no terminal can redraw one.
+_PLAIN_SECONDS = 10.0
+
+
+class Terminal:
+    """Prints to stdout, or to stderr when stdout carries JSON.
+
+    Args:
+        to_stderr: keep stdout free.
+        quiet: print nothing; log.txt is still written.
+    """
+
+    def __init__(self, *, to_stderr: bool = False, quiet: bool = False):
+        from rich.console import Console
+
+        self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self._file: TextIO | None = None
+        self._progress: Any = None
+        self._bar: Any = None
+        self._printed = 0.0
+
+    def open_log(self, path: Path) -> None:
+        """Repeat every sentence in this file from now on."""
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
+
+    def close(self) -> None:
+        """Close the log file."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """Print a sentence."""
+        self.console.print(text, style=style or None, markup=False)
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        if self._file:
+            self._file.write(f"{datetime.now().isoformat(timespec='seconds')}  {text}\n")
+            self._file.flush()
+
+    def facts(self, title: str, rows: list[tuple[str, str, str]]) -> None:
+        """Print named values with their reasons, aligned."""
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(overflow="fold", ratio=2)
+        table.add_column(style="dim", overflow="fold", ratio=2)
+        for name, value, why in rows:
+            table.add_row(f"  {name}", value, why)
+            self._write(f"{name}: {value}" + (f" ({why})" if why else ""))
+        self.console.print(table)
+
+    @contextmanager
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[None]:
+        """Show a progress line while the block runs; `advance` moves it."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._printed = time.monotonic()
+        self._started, self._first = time.monotonic(), done
+        self._total, self._name = total, name
+        if not self.console.is_terminal or self.console.quiet:
+            self._progress = None
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console, refresh_per_second=5, transient=True) as self._progress:
+            self._bar = self._progress.add_task(name, total=total, completed=done, note="")
+            try:
+                yield
+            finally:
+                self._progress = None
+
+    def advance(self, done: int, note: str = "") -> None:
+        """Move the progress line to `done`, with a note such as the loss."""
+        if self._progress is not None:
+            self._progress.update(self._bar, completed=done, note=note)
+        elif time.monotonic() - self._printed > _PLAIN_SECONDS and not self.console.quiet:
+            now = time.monotonic()
+            rate = (done - self._first) / max(now - self._started, 1e-9)
+            left = readable_seconds((self._total - done) / rate) if rate > 0 else "?"
+            self._printed = now
+            self.say(f"{self._name} {done}/{self._total}  {note}  left {left}")
+
+
+class StepNote:
+    """The note of the training line: loss, rate and learning rate, smoothed over the last steps."""
+
+    def __init__(self) -> None:
+        self.loss: float | None = None
+        self.rate = 0.0
+
+    def __call__(self, line: dict[str, Any]) -> str:
+        if line["loss"] is not None:
+            self.loss = line["loss"] if self.loss is None else 0.9 * self.loss + 0.1 * line["loss"]
+        rate = line["targets"] / max(line["seconds"], 1e-9)
+        self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
+        what = "targets" if line["targets"] > line["rows"] else "rows"
+        loss = f"{self.loss:.4f}" if self.loss is not None else "not finite"
+        return f"loss {loss}  {readable_count(self.rate)} {what}/s  lr {line['lr']:.2e}"
+
+
+def fail(text: str) -> None:
+    """Print an error to stderr."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"burnish: {text}", style="red", markup=False)
+    sys.stderr.flush()
+
+
+def show_answer(answer: dict[str, Any]) -> None:
+    """Print one prediction for a person."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if "generated" in answer:
+        console.print(answer["text"], style="bold", end="", markup=False)
+        console.print(answer["generated"], markup=False)
+        console.print()
+        return
+    console.print(f"{answer['label']}  {answer['score']:.1%}  {answer['text']}", markup=False)
+
+
+def show_info(found: dict[str, Any]) -> None:
+    """Print what `burnish.api.info` found."""
+    terminal = Terminal()
+    for title in ("tasks", "optimizers", "schedules", "sources", "versions", "machine"):
+        terminal.facts(title, [(name, str(value), "") for name, value in found[title].items()])
+    rows = [(name, f"{value['parameters']:,} parameters", value["source"]) for name, value in found["presets"].items()]
+    terminal.facts("presets", rows)
