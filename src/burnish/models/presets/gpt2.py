@@ -35,6 +35,7 @@ class Gpt2(Family):
                     "embd_pdrop": 0.0,
                     "resid_pdrop": 0.0,
                     "attn_pdrop": 0.0,
+                    "summary_first_dropout": 0.0,
                 },
                 parameters,
                 "Radford et al. 2019, Table 2; openai/gpt-2" if width >= 768 else "the same architecture, smaller",
