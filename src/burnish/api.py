@@ -64,7 +64,7 @@ def choose_folder(config: Config, task: type[Task], name: str) -> RunFolder:
         folder = RunFolder(Path(config.run.dir).expanduser())
         if folder.path.is_file():
             raise UserError(f"run.dir: {folder} is a file; give a folder.")
-        if folder.path.is_dir() and not folder.is_run and set(os.listdir(folder.path)) - _LEFT_BY_A_KILL:
+        if folder.path.is_dir() and not folder.is_run and not folder.lock.exists() and os.listdir(folder.path):
             raise UserError(f"run.dir: {folder} holds other files and no burnish run; give a new or empty folder.")
         if folder.is_run and not fresh and (changed := differences(stored_config(folder, task), config)):
             shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")
@@ -79,11 +79,6 @@ def choose_folder(config: Config, task: type[Task], name: str) -> RunFolder:
         if fresh or not folder.path.exists() or not folder.is_run or not differences(stored_config(folder, task), config):
             return folder
         number += 1
-
-
-_LEFT_BY_A_KILL = {".lock", "tokenizer", "environment.json", "plan.json", "log.txt", "rejects.jsonl"} | {
-    f".tmp-{name}" for name in ("environment.json", "plan.json", "config.yaml", "rejects.jsonl")
-}
 
 
 def stored_config(folder: RunFolder, task: type[Task]) -> Config:

@@ -116,7 +116,14 @@ class RunFolder:
             handle.truncate(0)
             handle.write(f"{os.getpid()}\n")
             handle.flush()
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for pattern in (".tmp-*", ".old-*", "checkpoints/.tmp-*", "checkpoints/.old-*"):
+            for entry in self.path.glob(pattern):
+                remove_folder(entry) if entry.is_dir() else entry.unlink()
 
     def read_json(self, path: Path) -> Any:
         """Return the JSON in a file of the run.
@@ -170,7 +177,7 @@ _FILES = {
     "report": "report.html",
     "card": "card.md",
     "metrics": "metrics.json",
-    "lock": ".lock",
+    "lock": ".burnish-lock",
 }
 
 

@@ -40,7 +40,7 @@ from burnish.plan.derive import (
 )
 from burnish.report.card import render_card
 from burnish.report.page import render_report
-from burnish.run import RunFolder, remove_folder, replace_folder, write_atomic, write_json
+from burnish.run import RunFolder, replace_folder, write_atomic, write_json
 from burnish.task import Task
 from burnish.terminal import StepNote, Terminal
 from burnish.units import Duration, readable_bytes, readable_count, readable_seconds
@@ -403,8 +403,6 @@ class Session:
     def _export(self) -> None:
         target = self.folder.model
         temporary = target.with_name(f".tmp-model-{os.getpid()}")
-        for left in self.folder.path.glob(".tmp-model-*"):
-            remove_folder(left)
         self.job.model.save_pretrained(str(temporary))
         self.task.tokenizer.save_pretrained(str(temporary))
         replace_folder(temporary, target)

@@ -32,13 +32,24 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dic
         tensors: file stem to named tensors; each becomes `STEM.safetensors`.
         state: everything else, as JSON.
     """
-    from safetensors.torch import save_file
-
     target = folder / f"step-{step:06d}"
     temporary = folder / f".tmp-{target.name}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    temporary.mkdir()
+    try:
+        temporary.mkdir()
+        _write(temporary, step, tensors, state)
+        if target.exists():  # a damaged one that a fallback passed over, or the same step saved again
+            retire(target)
+        os.rename(temporary, target)
+    finally:
+        remove_folder(temporary)  # only there if something failed, such as a full disk
+    fsync_dir(folder)
+    return target
+
+
+def _write(temporary: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
     for stem, named in tensors.items():
         save_file({name: value.detach().contiguous() for name, value in named.items()}, temporary / f"{stem}.safetensors")
     (temporary / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False))
@@ -53,11 +64,6 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dic
         handle.flush()
         os.fsync(handle.fileno())
     fsync_dir(temporary)
-    if target.exists():  # a damaged one that a fallback passed over, or the same step saved again
-        retire(target)
-    os.rename(temporary, target)
-    fsync_dir(folder)
-    return target
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -143,16 +149,9 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
 
 def retire(path: Path) -> None:
     """Remove a checkpoint so that at no moment a part of it looks like a whole one."""
-    gone = path.with_name(f".del-{path.name}-{os.getpid()}")
+    gone = path.with_name(f".old-{path.name}-{os.getpid()}")
     os.rename(path, gone)
     remove_folder(gone)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written or half-removed."""
-    for entry in folder.iterdir():
-        if entry.name.startswith((".tmp-", ".del-")):
-            remove_folder(entry)
 
 
 def chosen(text: str) -> Path:

@@ -1,1 +1,291 @@
-def render_report(folder): return "x"
+"""report.html: one page that shows how a run went, whole in itself: no script, no network, charts inline."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from markupsafe import Markup
+
+from burnish.report.charts import FIRST, SECOND, Points, Series, calibration_chart, line_chart, smooth
+from burnish.report.facts import Facts, broken_rows, metric_words, number, read_facts, template, time_words
+from burnish.run import RunFolder
+from burnish.units import readable_bytes, readable_count
+
+#: Rows, steps and labels named one by one; the rest is counted.
+_NAMED = 10
+
+
+def render_report(folder: RunFolder) -> str:
+    """Return the page of a run, from its files.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    facts = read_facts(folder)
+    labels, counts = facts.plan["facts"].get("labels", []), facts.plan["facts"].get("counts", [])
+    return template("page.html.jinja", autoescape=True).render(
+        facts=facts,
+        tiles=tiles(facts),
+        charts=training_charts(facts),
+        on_the_way=validation_charts(facts),
+        figures=[drawn for figure in facts.figures if (drawn := draw(figure))],
+        notes=notes(facts),
+        derived=derived(facts),
+        data=data_rows(facts),
+        labels=list(zip(labels, counts, strict=True))[:_NAMED],
+        more_labels=max(0, len(labels) - _NAMED),
+        environment=environment_rows(facts),
+        command=shlex.join(facts.environment["command"]),
+    )
+
+
+# -- main figures ------------------------------------------------------------------------------------------------
+
+
+def tiles(facts: Facts) -> list[dict[str, str]]:
+    """Return the main figures, each with `label`, `value` and `note`; the one that decides what is best first."""
+    found = [_best_tile(facts)]
+    if seconds := facts.metrics.get("seconds"):
+        epochs = f", {facts.epochs:.3g} epochs" if facts.epochs else ""
+        found.append({"label": "training time", "value": time_words(seconds), "note": f"{facts.last_step:,} steps{epochs}"})
+        targets = facts.metrics["targets"]
+        word = facts.target_word
+        note = f"{targets:,} {word} learned from"
+        found.append({"label": "throughput", "value": f"{readable_count(targets / seconds)} {word}/s", "note": note})
+    trained, total = facts.plan["model"]["trainable"], facts.plan["model"]["parameters"]
+    share = "all of them" if trained == total else f"{trained / total:.1%} of {readable_count(total)}"
+    found.append({"label": "parameters trained", "value": readable_count(trained), "note": share})
+    return found
+
+
+def _best_tile(facts: Facts) -> dict[str, str]:
+    split = next((split for split in ("test", "validation") if split in facts.splits), None)
+    if split is None:
+        loss = facts.metrics.get("train_loss")
+        return {"label": "training loss", "value": number(loss), "note": "mean of the last 20 logged steps"}
+    name = facts.metric_names[0]
+    edges = facts.interval(split, name)
+    note = f"95 % interval {number(edges[0])} to {number(edges[1])}" if edges else ""
+    return {"label": f"{split} {metric_words(name)}", "value": number(facts.metrics[split].get(name)), "note": note}
+
+
+# -- charts ------------------------------------------------------------------------------------------------------
+
+
+def training_charts(facts: Facts) -> list[dict[str, Any]]:
+    """Return the charts of training, each with `title`, `legend` (colour, look and meaning of a line) and `svgs`."""
+    loss = _points(facts.steps, "loss")
+    validation = [(line["step"], line["metrics"]["loss"]) for line in facts.evaluations if "loss" in line["metrics"]]
+    skipped = [line["step"] for line in facts.skipped]
+    window = _window(loss)
+    series = [Series(loss, look="faint"), Series(smooth(loss, window)), Series(validation, SECOND, "dots")]
+    legend = [("first faint", "every logged step"), ("first", f"mean over {window} of them")] if loss else []
+    legend += [("second dot", "validation")] if validation else []
+    legend += [("warning bar", "step skipped")] if skipped else []
+    svgs = [
+        line_chart(f"loss {size}", "Loss of training and validation over the steps", series, size=size, marks=skipped)
+        for size in ("wide", "narrow")
+    ]
+    charts = [{"title": "Loss", "legend": legend, "svgs": svgs}]
+    word = facts.target_word
+    speed = [(line["step"], line["targets"] / line["seconds"]) for line in facts.steps if line.get("seconds")]
+    rates = [("lr", "Learning rate", True), ("grad_norm", "Gradient norm, before clipping", False)]
+    for title, points, from_zero, faint in (
+        *((title, _points(facts.steps, key), zero, key != "lr") for key, title, zero in rates),
+        (f"Throughput, {word} per second", speed, True, True),
+    ):
+        lines = [Series(points, look="faint"), Series(smooth(points, window))] if faint else [Series(points)]
+        svg = line_chart(title, f"{title}, over the steps", lines, from_zero=from_zero)
+        charts.append({"title": title, "legend": [], "svgs": [svg]})
+    return [chart for chart in charts if any(chart["svgs"])]
+
+
+def _points(lines: Sequence[dict[str, Any]], key: str) -> Points:
+    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+
+
+def _window(points: Points) -> int:
+    """Return over how many points a line is smoothed: a fiftieth of it, odd, at least 5."""
+    return max(5, len(points) // 50 // 2 * 2 + 1)
+
+
+def validation_charts(facts: Facts) -> list[dict[str, Any]]:
+    """Return a small chart of each metric measured on the way, with `name`, `svg`, its last `value`, or
+    the best one with its step as `best` where it decides what is best."""
+    charts = []
+    best = facts.evaluations[-1].get("best") if facts.evaluations else None
+    for name in dict.fromkeys(name for line in facts.evaluations for name in line["metrics"]):
+        points = [(line["step"], line["metrics"][name]) for line in facts.evaluations if name in line["metrics"]]
+        if len(points) < 2:
+            continue
+        decides = bool(best) and best["metric"] == name
+        step, value = (best["step"], best["value"]) if decides else (None, points[-1][1])
+        ring = (step, value) if decides else None
+        label = f"Validation {metric_words(name)} over the steps"
+        svg = line_chart(f"on the way {name}", label, [Series(points, SECOND, "dots")], size="small", ring=ring)
+        charts.append({"name": name, "svg": svg, "best": step, "value": value})
+    return sorted(charts, key=lambda chart: chart["name"] != facts.plan["best"])
+
+
+# -- figures of the task -----------------------------------------------------------------------------------------
+
+
+def draw(figure: dict[str, Any]) -> Markup | None:
+    """Return a task's figure as a section of the page; None for a kind that the report does not know, or an empty one."""
+    renderer = FIGURES.get(figure.get("kind", ""))
+    body = renderer(figure) if renderer else None
+    if not body:
+        return None
+    wide = figure["kind"] == "texts" or len(figure.get("labels", [])) > 8
+    split = Markup(' <span class="split">{}</span>').format(figure["split"]) if figure.get("split") else ""
+    return Markup('<section class="panel{}"><h2>{}{}</h2>{}</section>').format(
+        " wide" if wide else "", figure.get("title", ""), split, body
+    )
+
+
+def matrix(figure: dict[str, Any]) -> Markup | None:
+    """Return a confusion matrix as a table; the colour of a cell is its share of its row, that is, of the true label."""
+    labels, values = figure["labels"], figure["values"]
+    total = sum(map(sum, values))
+    if not total:
+        return None
+    sizes = [sum(row) for row in values]
+    head = Markup("").join(Markup('<th scope="col"><span>{}</span></th>').format(label) for label in labels)
+    rows = Markup("").join(
+        Markup('<tr><th scope="row">{}</th>{}<td class="sum">{}</td></tr>').format(
+            label, Markup("").join(_cell(value, size) for value in row), f"{row[index] / size:.1%}" if size else "–"
+        )
+        for index, (label, row, size) in enumerate(zip(labels, values, sizes, strict=True))
+    )
+    columns = [sum(column) for column in zip(*values, strict=True)]
+    precision = Markup("").join(
+        Markup('<td class="sum">{}</td>').format(f"{values[i][i] / size:.1%}" if size else "–")
+        for i, size in enumerate(columns)
+    )
+    most = max(range(len(sizes)), key=sizes.__getitem__)
+    return Markup(
+        '<div class="scroll"><table class="matrix{}"><thead><tr><th class="corner">true ↓&ensp;predicted →</th>{}'
+        '<th scope="col" class="sum"><span>recall</span></th></tr></thead><tbody>{}'
+        '<tr><th scope="row" class="sum">precision</th>{}<td></td></tr></tbody></table></div>'
+        '<p class="hint">{} rows. Always answering “{}” would be right in {} of them.</p>'
+    ).format(
+        " many" if len(labels) > 8 else "", head, rows, precision, f"{total:,}", labels[most], f"{sizes[most] / total:.1%}"
+    )
+
+
+def _cell(value: int, size: int) -> Markup:
+    share = value / size if size else 0
+    return Markup('<td class="cell{}" style="--share: {}%" title="{}">{}</td>').format(
+        " strong" if share > 0.5 else "", f"{100 * share:.0f}", f"{share:.1%} of the row", f"{value:,}"
+    )
+
+
+def calibration(figure: dict[str, Any]) -> Markup | None:
+    """Return a reliability diagram."""
+    if not figure["points"]:
+        return None
+    name = f"calibration {figure.get('split', '')}"
+    return Markup('<figure>{}<p class="hint">{}</p></figure>').format(
+        calibration_chart(name, "Accuracy over confidence", figure["points"]),
+        "On the dashed line the model is right as often as it is sure; below it, it is too sure of itself. Bars: the share "
+        "of all rows in each bin.",
+    )
+
+
+def texts(figure: dict[str, Any]) -> Markup | None:
+    """Return generated texts by temperature, each with its prompt in bold."""
+    parts = []
+    ordered = sorted(figure["rows"], key=lambda row: row["temperature"])
+    for temperature, rows in groupby(ordered, key=lambda row: row["temperature"]):
+        how = "always the likeliest token" if temperature == 0 else "sampled"
+        samples = Markup("").join(
+            Markup('<p class="sample"><b>{}</b>{}</p>').format(row["prompt"], row["text"]) for row in rows
+        )
+        head = Markup("<h3>Temperature {} <span>{}</span></h3>").format(f"{temperature:g}", how)
+        parts.append(head + Markup('<div class="samples">{}</div>').format(samples))
+    return Markup("").join(parts)
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], Markup | None]] = {
+    "matrix": matrix,
+    "calibration": calibration,
+    "texts": texts,
+}
+
+
+# -- notes and tables --------------------------------------------------------------------------------------------
+
+
+def notes(facts: Facts) -> list[dict[str, Any]]:
+    """Return what a reader should know before trusting the figures: each a `text` and `details`, a list."""
+    found: list[dict[str, Any]] = []
+    if facts.skipped:
+        count = len(facts.skipped)
+        text = f"{_steps(count)} skipped: loss or gradient was not a finite number, so no update was made."
+        found.append({"text": text, "details": _named([_skip(line) for line in facts.skipped[:_NAMED]], count)})
+    if broken := facts.plan["data"].get("broken_rows"):
+        rows = [f"{row['where']}: {row['reason']}" for row in broken_rows(facts.folder, _NAMED)]
+        text = f"{broken:,} {'row was' if broken == 1 else 'rows were'} broken and left out."
+        found.append({"text": text, "details": _named(rows, broken)})
+    step = facts.metrics.get("step")
+    if step is not None and step < facts.last_step:
+        text = f"The model and the figures are those of step {step:,}, the best by {metric_words(facts.plan['best'])}."
+        found.append({"text": text, "details": []})
+    if facts.metrics and facts.last_step < facts.plan["total_steps"]:
+        text = f"The run ended after {facts.last_step:,} of {facts.plan['total_steps']:,} steps: it did not get better."
+        found.append({"text": text, "details": []})
+    return found
+
+
+def _steps(count: int) -> str:
+    return "1 step was" if count == 1 else f"{count:,} steps were"
+
+
+def _skip(line: dict[str, Any]) -> str:
+    found = line.get("non_finite") or {}
+    rows = ", ".join(str(row) for row in found.get("rows", [])[:_NAMED])
+    parts = [f"step {line['step']:,}"]
+    parts += [f"training rows {rows}"] if rows else []
+    parts += [f"first bad gradient {found['gradient']}"] if found.get("gradient") else []
+    return ", ".join(parts)
+
+
+def _named(details: list[str], count: int) -> list[str]:
+    return details + ([f"and {count - len(details):,} more"] if details and count > len(details) else [])
+
+
+def derived(facts: Facts) -> list[tuple[str, str, str]]:
+    """Return what the run derived or fixed at its start: name, value and reason."""
+    plan = facts.plan
+    names = ("device", "threads", "precision", "sequence", "micro_batch", "lr", "total_rows", "total_steps", "warmup_steps")
+    rows = [(name, _shown(plan[name]), plan["why"].get(name, "")) for name in (*names, "evaluate_every", "best")]
+    memory = ", ".join(f"{name} {readable_bytes(size)}" for name, size in plan["memory"].items())
+    return [(name.replace("_", " "), value, why) for name, value, why in [*rows, ("memory", memory, "")]]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def data_rows(facts: Facts) -> list[tuple[str, str, str]]:
+    """Return the size of each split: name, rows, and what became of them."""
+    data = facts.plan["data"]
+    return [
+        (split, f"{rows:,}", f"{data['examples'].get(split, 0):,} examples of {data['tokens'].get(split, 0):,} tokens")
+        for split, rows in data["rows"].items()
+    ]
+
+
+def environment_rows(facts: Facts) -> list[tuple[str, str]]:
+    """Return name and value of what the run ran on."""
+    environment = facts.environment
+    machine = environment["machine"]
+    return [
+        ("device", f"{environment['device']}, {environment['threads']} threads"),
+        ("processor", f"{machine['processor']}, {machine['cores']} cores, {readable_bytes(machine['memory_bytes'])}"),
+        ("system", machine["system"]),
+        *environment["versions"].items(),
+    ]

@@ -32,6 +32,8 @@ class Gpt2(Family):
                     "n_embd": width,
                     "n_positions": context,
                     "vocab_size": vocabulary,
+                    # The same tanh approximation as the published "gelu_new", as one fused operation.
+                    "activation_function": "gelu_pytorch_tanh",
                     "embd_pdrop": 0.0,
                     "resid_pdrop": 0.0,
                     "attn_pdrop": 0.0,

