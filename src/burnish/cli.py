@@ -76,7 +76,7 @@ def _failed(text: str, code: int) -> int:
 def _sentence(error: CycloptsError, words: Sequence[str]) -> str:
     cause = error.__cause__ or error.__context__
     if isinstance(cause, ValidationError):
-        return explain(cause, Config, "settings")
+        return explain(cause, config_class(_task_settings(words)), "settings")
     return " ".join(str(error).split())
 
 
@@ -118,15 +118,11 @@ def _settings_parameters(cls: type[Config]) -> list[inspect.Parameter]:
     for position, (name, info) in enumerate(cls.model_fields.items()):
         group: Any = info.annotation
         heading = Group(f"{name}: {(group.__doc__ or '').strip().splitlines()[0]}", sort_key=10 + position)
-        option = Parameter(name=name, group=heading, negative="", show_default=_shown)
+        option = Parameter(name=name, group=heading, negative="", show_default=False)
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[group | None, option], default=None)
         )
     return parameters
-
-
-def _shown(value: Any) -> str:
-    return "" if value is None or value == () or value == "" else str(value)
 
 
 def _app(task_settings: type[TaskSettings]) -> App:

@@ -310,8 +310,11 @@ def parse(values: Mapping[str, Any], cls: type[Config], origin: str) -> Config:
 def explain(error: ValidationError, cls: type[Config], origin: str) -> str:
     """Return pydantic's findings as sentences that name the setting and, for unknown ones, the nearest known."""
     lines = []
+    group_names = {info.annotation.__name__: name for name, info in cls.model_fields.items()}  # type: ignore[union-attr]
+    title = error.title.removeprefix("nullable[").removesuffix("]")
+    prefix = [group_names[title]] if title in group_names else []  # one group was validated by itself
     for problem in error.errors(include_url=False):
-        path = [str(part) for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+        path = prefix + [str(part) for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
         path = [part for part in path if part not in ("int", "literal['all']", "constrained-str")]
         name = ".".join(path)
         if problem["type"] == "extra_forbidden":

@@ -10,6 +10,7 @@ from typing import Any
 
 from burnish.config import Config
 from burnish.data.loader import Loader
+from burnish.data.order import permutation
 from burnish.data.prepare import Splits, documents, encode, find_rows, recount, tokenizer_cache
 from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokenizer
 from burnish.engine import checkpoint
@@ -29,6 +30,7 @@ from burnish.optim.schedules import Schedule
 from burnish.plan.derive import (
     Plan,
     choose_device,
+    choose_evaluate_rows,
     choose_length,
     choose_lr,
     choose_micro_batch,
@@ -68,6 +70,8 @@ class Session:
             UserError: anything wrong with data, model or settings.
         """
         config = self.config
+        if config.run.resume not in ("auto", "never"):
+            checkpoint.chosen(config.run.resume)
         stored = Plan.from_json(self.folder.read_json(self.folder.plan)) if self.resuming else None
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
         if config.model.preset is not None:
@@ -152,6 +156,8 @@ class Session:
         if "validation" not in self.stores and (config.train.best or config.train.patience):
             raise UserError("train.best: there are no validation rows to compare by; give --data.validation or a holdout.")
         why |= reasons
+        seen = self.stores["validation"].lengths() if "validation" in self.stores else None
+        scored, why["evaluate_rows"] = choose_evaluate_rows(config, store.lengths(), seen, rows, -(-steps // every))
         return Plan(
             device=device,
             threads=config.run.threads or torch.get_num_threads(),
@@ -163,6 +169,7 @@ class Session:
             total_steps=steps,
             warmup_steps=warmup,
             evaluate_every=every,
+            evaluate_rows=scored,
             best=best,
             memory=memory,
             model={"summary": describe_model(model), "parameters": total, "trainable": trainable_count(model)},
@@ -204,7 +211,7 @@ class Session:
             ("sequence", f"{plan.sequence} tokens", why.get("sequence", "")),
             ("optimizer", f"{config.optim.name}, peak learning rate {plan.lr:g}", why.get("lr", "")),
             ("schedule", f"{config.schedule.name}, {plan.warmup_steps} steps of warm-up", self._preview()),
-            ("evaluation", f"every {plan.evaluate_every} steps", why.get("evaluate_every", "")),
+            ("evaluation", f"every {plan.evaluate_every} steps on {plan.evaluate_rows:,} rows", why.get("evaluate_rows", "")),
             ("precision", plan.precision, why.get("precision", "")),
             ("device", f"{plan.device}, {plan.threads} threads", why.get("device", "")),
             (
@@ -350,13 +357,14 @@ class Session:
             if signal.asked:
                 raise _StopAsked
 
-        records = self._score("validation", obey)
+        rows = permutation(0, 0, len(self.stores["validation"]))[: self.plan.evaluate_rows]
+        records = self._score("validation", obey, sorted(int(row) for row in rows))
         metrics = self.task.metrics(records)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.terminal.say(f"  step {step}  validation  {shown}")
         return metrics
 
-    def _score(self, split: str, progress: Any = lambda done: None) -> Any:
+    def _score(self, split: str, progress: Any = lambda done: None, rows: list[int] | None = None) -> Any:
         plan = self.plan
         return score(
             self.job.model,
@@ -366,6 +374,7 @@ class Session:
             device=plan.device,
             precision=plan.precision,
             progress=progress,
+            rows=rows,
         )
 
     # -- finish --------------------------------------------------------------------------------------------------

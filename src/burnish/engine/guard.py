@@ -76,25 +76,32 @@ def resources(folder: Path) -> Iterator[None]:
         GuardError: naming the path and the free space, or the settings that need less memory.
     """
     import torch
+    from safetensors import SafetensorError
 
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _DISK_FULL:
             raise
-        path = error.filename or folder
-        raise GuardError(
-            f"{path}: the disk is full or a limit on file size is reached ({readable_bytes(free_disk_bytes(folder))} "
-            "free). Committed checkpoints are valid; free some space and give the same command again."
-        ) from error
+        raise _disk_full(error.filename or folder, folder) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise GuardError(_MEMORY) from error
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         if "can't allocate memory" in str(error):
             raise GuardError(_MEMORY) from error
-        if any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
-            raise GuardError(f"{folder}: the disk is full. Free some space and give the same command again.") from error
+        if any(f"(os error {number})" in str(error) for number in _DISK_FULL):
+            raise _disk_full(folder, folder) from error
         raise
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _disk_full(path: Path | str, folder: Path) -> GuardError:
+    return GuardError(
+        f"{path}: the disk is full or a limit on file size is reached ({readable_bytes(free_disk_bytes(folder))} free). "
+        "Committed checkpoints are valid; free some space and give the same command again."
+    )
 
 
 _MEMORY = (

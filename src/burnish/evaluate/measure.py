@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,21 @@ def score(
     batch: int,
     device: str,
     precision: str,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[int], None] = lambda done: None,
+    rows: Sequence[int] | None = None,
 ) -> Records:
-    """Return the records of every example of `store`, in its order. The model is left in evaluation mode.
+    """Return the records of the examples of `store`, in its order. The model is left in evaluation mode.
 
     Args:
         batch: examples computed at once; examples of like length go together.
         progress: called with the number of examples done after each batch; may raise to stop.
+        rows: score only these examples; None is all.
     """
     import torch
 
     model.eval()
-    order = np.argsort(store.lengths(), kind="stable")
+    chosen = np.arange(len(store)) if rows is None else np.asarray(rows)
+    order = chosen[np.argsort(store.lengths()[chosen], kind="stable")]
     parts: list[Records] = []
     done = 0
     with torch.inference_mode(), arithmetic(device, precision):

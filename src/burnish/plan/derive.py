@@ -6,12 +6,18 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from burnish.config import Config
 from burnish.env import free_disk_bytes, free_memory_bytes, has_fast_bf16
 from burnish.errors import UserError
 from burnish.models.load import dropout_of, longest_sequence, parameter_count, trainable_count
 from burnish.run import RunFolder
 from burnish.units import Duration, readable_bytes
+
+#: Share of the time that evaluations on the way may take, and the fewest rows that still say something.
+MOST_EVALUATING = 0.1
+FEWEST_EVALUATED = 200
 
 #: State per trained parameter by optimizer, in float32 numbers.
 _STATE_NUMBERS = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 0, "muon": 2}
@@ -31,6 +37,7 @@ class Plan:
     total_steps: int
     warmup_steps: int
     evaluate_every: int
+    evaluate_rows: int
     best: str
     memory: dict[str, int]
     model: dict[str, Any]
@@ -198,6 +205,25 @@ def choose_length(config: Config, rows: int, tokens_per_row: float) -> tuple[int
         every = max(1, min(math.ceil(total / 10), math.ceil(rows / batch)))
         why["evaluate_every"] = "an epoch or a tenth of the run"
     return total_rows, total, warmup, every, why
+
+
+def choose_evaluate_rows(config: Config, train: np.ndarray, validation: np.ndarray | None, plan_rows: int, evaluations: int) -> tuple[int, str]:
+    """Return how many validation rows are scored on the way, and why. The end of a run always scores all.
+
+    Args:
+        train: positions of each training example.
+        validation: positions of each validation example.
+        plan_rows: rows of the run.
+        evaluations: how often is evaluated.
+    """
+    if validation is None:
+        return 0, ""
+    if config.train.best is not None or config.train.patience is not None:
+        return len(validation), "all, because they decide which checkpoint is best"
+    # Scoring costs about a third of training on as many positions.
+    budget = MOST_EVALUATING * 3 * plan_rows * float(train.mean()) / (evaluations * float(validation.mean()))
+    rows = min(len(validation), max(FEWEST_EVALUATED, int(budget)))
+    return rows, "all" if rows == len(validation) else "so that evaluating takes a tenth of the time; all at the end"
 
 
 def limits_of_exactness(model_config: Any) -> str:

@@ -1,1 +1,232 @@
-def render_card(folder): return "x"
+"""card.md: a model card in the form of the Hub, made from a run folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from burnish.report.facts import Facts, environment_rows, metric_words, number, read_facts, template, time_words
+from burnish.run import RunFolder
+
+#: Labels listed in the card; more are counted.
+_LABELS = 50
+
+
+def render_card(folder: RunFolder) -> str:
+    """Return the model card of a run, from its files.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    facts = read_facts(folder)
+    usage = _USAGE.get(facts.task, _any_usage)
+    # Whatever a template prints is escaped as Markdown text, unless a filter here made it Markdown.
+    page = template("card.md.jinja", autoescape=False, finalize=escaped)
+    return page.render(
+        facts=facts,
+        front=Markup(front_matter(facts)),
+        settings=settings(facts),
+        results=results(facts),
+        labels=labels(facts),
+        usage=fenced(usage(facts), "python"),
+        load=fenced(_load(facts), "python"),
+        predict=fenced(f"burnish predict {shlex.quote(str(folder))} {shlex.quote(_example(facts))}", "sh"),
+        again=fenced(_again(facts), "sh"),
+        recipe=fenced(_without_folder(facts.recipe), "yaml"),
+        environment=environment_rows(facts),
+    )
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------
+
+
+def escaped(value: Any) -> str:
+    """Return a value as one line of Markdown that shows it as it is, also in a table; Markdown stays Markdown."""
+    if isinstance(value, Markup):
+        return str(value)
+    text = " ".join(str(value).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
+
+
+def fenced(text: str, language: str) -> Markup:
+    """Return a block of code, in a fence longer than any run of backticks inside."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return Markup(f"{fence}{language}\n{text.strip()}\n{fence}")
+
+
+def front_matter(facts: Facts) -> str:
+    """Return the metadata that the Hub reads, as YAML."""
+    values: dict[str, Any] = {"library_name": "transformers"}
+    if facts.task:
+        values["pipeline_tag"] = facts.task
+    if base := hub_id(facts.config.model.path):
+        values |= {"base_model": base, "base_model_relation": "finetune"}
+    if datasets := list(dict.fromkeys(filter(None, map(_dataset, facts.config.data.train)))):
+        values["datasets"] = datasets
+    values["tags"] = ["burnish", *([facts.task] if facts.task else [])]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()
+
+
+def hub_id(name: str | None) -> str | None:
+    """Return the name of a model or dataset if it is one on the Hub, not a folder: other names mean nothing there."""
+    if name is None or Path(name).expanduser().exists():
+        return None
+    return name if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) else None
+
+
+def _dataset(source: str) -> str | None:
+    """Return the Hub id in ORG/NAME[:SUBSET][@SPLIT]; None for a file or folder."""
+    name = source.partition("@")[0].partition(":")[0]
+    return hub_id(name) if name.count("/") == 1 and not Path(source).expanduser().exists() else None
+
+
+# -- what the card tells -----------------------------------------------------------------------------------------
+
+
+def settings(facts: Facts) -> list[tuple[str, str]]:
+    """Return the main settings of training: name and value."""
+    config, plan = facts.config, facts.plan
+    optim, schedule = config.optim, config.schedule
+    rows = [
+        ("optimizer", optim.name),
+        ("peak learning rate", f"{plan['lr']:g}"),
+        ("schedule", f"{schedule.name}, {plan['warmup_steps']:,} steps of warm-up"),
+        ("weight decay", f"{optim.weight_decay:g}"),
+        ("gradient clipping", f"norm {optim.clip:g}" if optim.clip else "none"),
+        ("batch", f"{config.train.batch:,} rows"),
+        ("length", _length(facts)),
+        ("longest sequence", f"{plan['sequence']:,} tokens"),
+        ("precision", plan["precision"]),
+    ]
+    if config.train.dropout is not None:
+        rows.append(("dropout", f"{config.train.dropout:g}"))
+    if layers := config.freeze.layers:
+        lowest = f"embeddings and lowest layers, {layers} of them"
+        rows.append(("frozen", "the whole backbone" if layers == "all" else lowest))
+    if config.freeze.pattern:
+        rows.append(("frozen by name", ", ".join(config.freeze.pattern)))
+    rows.append(("seed", str(config.run.seed)))
+    if seconds := facts.metrics.get("seconds"):
+        rows.append(("training time", f"{time_words(seconds)} on {facts.environment['device']}"))
+    return rows
+
+
+def _length(facts: Facts) -> str:
+    epochs = f", {facts.epochs:.3g} epochs" if facts.epochs else ""
+    return f"{facts.last_step:,} of {facts.plan['total_steps']:,} steps{epochs}"
+
+
+def results(facts: Facts) -> list[tuple[str, str, str, str]]:
+    """Return split, metric, value and 95 % interval of every measured figure."""
+    rows = []
+    for split in facts.splits:
+        for name in facts.metric_names:
+            if name in facts.metrics[split]:
+                edges = facts.interval(split, name)
+                shown = f"{number(edges[0])} to {number(edges[1])}" if edges else "–"
+                rows.append((split, metric_words(name), number(facts.metrics[split][name]), shown))
+    return rows
+
+
+def labels(facts: Facts) -> list[tuple[str, int]]:
+    """Return the labels with the number of training rows of each; none for a task without."""
+    known = facts.plan["facts"]
+    return list(zip(known.get("labels", []), known.get("counts", []), strict=False))[:_LABELS]
+
+
+def _again(facts: Facts) -> str:
+    """Return the command that does the run again, with what else the last bits depend on."""
+    plan = facts.plan
+    fixed = f"--run.threads {plan['threads']} --train.micro-batch {plan['micro_batch']}"
+    return f"burnish train recipe.yaml {fixed} --run.dir {shlex.quote(f'{facts.folder}-again')}"
+
+
+def _without_folder(recipe: str) -> str:
+    """Return the recipe without the folder of this very run, so that giving it again starts another."""
+    values = yaml.safe_load(recipe)
+    run = values.get("run")
+    if isinstance(run, dict) and run.pop("dir", None) is not None and not run:
+        del values["run"]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+# -- how to use it -----------------------------------------------------------------------------------------------
+
+
+def _example(facts: Facts) -> str:
+    prompts = facts.plan["facts"].get("prompts") or ["Once upon a time"]
+    return prompts[0] if facts.task == "text-generation" else "the plot is thin but the cast shines"
+
+
+def _text(value: Any) -> str:
+    """Return Python source of a text; JSON's double-quoted form is one."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _load(facts: Facts) -> str:
+    return f"""
+import burnish
+
+run = burnish.load({_text(facts.folder)})
+print(run.predict({_text(_example(facts))}))
+"""
+
+
+def _generation_usage(facts: Facts) -> str:
+    chosen = facts.config.generate
+    how = f"do_sample=True, temperature={chosen.temperature}, top_k={chosen.top_k}, top_p={chosen.top_p}"
+    return f"""
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {_text(facts.folder.model)}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer({_text(_example(facts))}, add_special_tokens=False, return_tensors="pt")
+output = model.generate(
+    input_ids=inputs["input_ids"],
+    attention_mask=inputs["attention_mask"],
+    max_new_tokens={min(chosen.max_tokens, max(1, facts.plan["sequence"] - 1))},
+    {how if chosen.temperature else "do_sample=False"},
+)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+"""
+
+
+def _classification_usage(facts: Facts) -> str:
+    return f"""
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = {_text(facts.folder.model)}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+inputs = tokenizer({_text(_example(facts))}, truncation=True, max_length={facts.plan["sequence"]}, return_tensors="pt")
+with torch.inference_mode():
+    probabilities = model(**inputs).logits.softmax(-1)[0]
+best = int(probabilities.argmax())
+print(model.config.id2label[best], float(probabilities[best]))
+"""
+
+
+def _any_usage(facts: Facts) -> str:
+    return f"""
+from transformers import pipeline
+
+model = pipeline({_text(facts.task)}, model={_text(facts.folder.model)})
+print(model({_text(_example(facts))}))
+"""
+
+
+#: Task to its code for plain transformers; any other task is given as a pipeline.
+_USAGE: dict[str, Callable[[Facts], str]] = {
+    "text-generation": _generation_usage,
+    "text-classification": _classification_usage,
+}

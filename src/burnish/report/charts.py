@@ -1,4 +1,4 @@
-"""Charts as inline SVG: drawn by matplotlib, coloured and sized by the page's style sheet, so they fit light and dark."""
+"""Charts as inline SVG: drawn by matplotlib, coloured by the page's style sheet, so that they fit light and dark."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Points = Sequence[tuple[float, float]]
 
 #: Most points of a line; a longer one is thinned.
 MOST_POINTS = 2000
-#: Above this ratio of largest to middle value the scale is logarithmic: on a linear one most of the line would lie flat.
+#: Above this ratio of largest to middle value the scale is logarithmic: on a linear one the line would lie flat.
 _STEEP = 20.0
 
 #: Width and height in the SVG's own units, in which text is 10 high; the page scales a chart to its place.
-SIZES = {"wide": (920, 300), "narrow": (380, 270), "third": (320, 210), "small": (250, 150), "square": (400, 330)}
+SIZES = {"wide": (920, 300), "narrow": (340, 250), "third": (320, 210), "small": (210, 140), "square": (340, 280)}
 
 #: What matplotlib draws, to what the style sheet fills in. The colours only have to differ from each other.
 _TEXT, _GRID, FIRST, SECOND, WARNING = "#a10001", "#a10002", "#a10003", "#a10004", "#a10005"
@@ -111,7 +111,7 @@ def line_chart(
             across = axes.get_xaxis_transform()
             axes.plot(marks, [0.02] * len(marks), "|", color=WARNING, markersize=9, transform=across)
         if ring:
-            axes.plot(*ring, "o", markersize=9, markerfacecolor="none", markeredgecolor=SECOND, markeredgewidth=1.5)
+            axes.plot(*ring, "o", markersize=9, markerfacecolor="none", markeredgecolor=SECOND, clip_on=False)
         _label_axes(axes, size)
         return _svg(figure, label)
 
@@ -151,20 +151,25 @@ def thin(points: Points, most: int = MOST_POINTS) -> Points:
 
 
 def smooth(points: Points, window: int) -> Points:
-    """Return each point as the mean of the `window` points around it; fewer at the ends, as many on both sides."""
+    """Return each point as the mean of the `window` points around it.
+
+    At the beginning, where a line is steep, as many points count on both sides. At the end the later ones are missing;
+    leaving out the earlier ones too would end the line on a single, noisy point.
+    """
     import numpy as np
 
     if not points:
         return points
     sums = np.concatenate([[0.0], np.cumsum([y for _, y in points], dtype=float)])
     place = np.arange(len(points))
-    reach = np.minimum(np.minimum(place, place[::-1]), window // 2)
-    means = (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
+    before = np.minimum(place, window // 2)
+    after = np.minimum(before, place[::-1])
+    means = (sums[place + after + 1] - sums[place - before]) / (before + after + 1)
     return [(x, float(mean)) for (x, _), mean in zip(points, means, strict=True)]
 
 
 def is_steep(values: Sequence[float]) -> bool:
-    """Return whether a linear scale would hide most of the values: all are above zero, and few are far above the rest."""
+    """Return whether a linear scale would flatten the values: all are above zero, and few are far above the rest."""
     ordered = sorted(values)
     return ordered[0] > 0 and ordered[-1] > _STEEP * ordered[len(ordered) // 2]
 
@@ -210,13 +215,13 @@ def _draw(axes: Axes, line: Series, *, small: bool) -> None:
 def _label_axes(axes: Axes, size: str) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    steps = {"wide": 10, "small": 3}.get(size, 5)
-    axes.xaxis.set_major_locator(MaxNLocator(steps, integer=True, min_n_ticks=1))
+    count, round_ones = {"wide": 10, "small": 3}.get(size, 5), [1, 2, 2.5, 5, 10]
+    axes.xaxis.set_major_locator(MaxNLocator(count, integer=True, min_n_ticks=1, steps=round_ones))
     if axes.get_yscale() == "log":
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(3 if size == "small" else 5))
+        axes.yaxis.set_major_locator(MaxNLocator(3 if size == "small" else 5, steps=round_ones))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: short(value))
     if size != "small":
@@ -226,7 +231,8 @@ def _label_axes(axes: Axes, size: str) -> None:
 def _svg(figure: Figure, label: str) -> Markup:
     """Return the figure as SVG that can stand in a page: no prologue, no ids of groups, no sizes, colours or fonts."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # so that the same run gives the same bytes
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     box = re.search(r'viewBox="[^"]*"', text).group()  # type: ignore[union-attr]  (matplotlib always writes one)
     text = text[text.index(">", text.index("<svg")) + 1 :]
@@ -234,7 +240,7 @@ def _svg(figure: Figure, label: str) -> Markup:
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
+    text = re.sub(r'="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match.group()), text)
     text = re.sub(r"#a1000\d", lambda match: _COLOURS[match.group()], text)
     text = re.sub(r"\s*\n\s*", " ", text)
     start = Markup('<svg class="chart" role="img" aria-label="{}" {}>').format(label, Markup(box))

@@ -15,6 +15,7 @@ import yaml
 from burnish.config import Config, parse
 from burnish.errors import UserError
 from burnish.run import RunFolder
+from burnish.units import readable_bytes
 
 #: Metric to its name in words and what it says, in one line.
 METRICS = {
@@ -65,7 +66,7 @@ class Facts:
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
-        """The lines of training steps in order. A step that was done again after going back counts once, the last time."""
+        """The lines of training steps, in order; of a step that was done again after going back, the last one."""
         return _by_step(line for line in self.log if "evaluation" not in line)
 
     @cached_property
@@ -165,6 +166,18 @@ def broken_rows(folder: RunFolder, most: int) -> list[dict[str, str]]:
         return [json.loads(line) for line, _ in zip(lines, range(most), strict=False)]
 
 
+def environment_rows(facts: Facts) -> list[tuple[str, str]]:
+    """Return name and value of what the run ran on: device, machine, and every version a result can depend on."""
+    environment = facts.environment
+    machine = environment["machine"]
+    return [
+        ("device", f"{environment['device']}, {environment['threads']} threads"),
+        ("processor", f"{machine['processor']}, {machine['cores']} cores, {readable_bytes(machine['memory_bytes'])}"),
+        ("system", machine["system"]),
+        *environment["versions"].items(),
+    ]
+
+
 def _by_step(lines: Any) -> list[dict[str, Any]]:
     return [line for _, line in sorted({line["step"]: line for line in lines}.items())]
 
@@ -180,9 +193,13 @@ def metric_sense(name: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a measured number as people read it, four digits of it: `number(338.8769)` is `"338.9"`."""
+    """Return a measured number as people read it, four digits of it; a dash for none.
+
+    >>> number(338.8769), number(0.93466), number(0.0000123), number(None)
+    ('338.9', '0.9347', '1.23e-5', '–')
+    """
     if value is None or not math.isfinite(value):
-        return "none"
+        return "–"
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:,.{min(4, max(0, 3 - math.floor(math.log10(abs(value) or 1))))}f}"

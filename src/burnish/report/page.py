@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
-
-from burnish.report.charts import FIRST, SECOND, Points, Series, calibration_chart, line_chart, smooth
-from burnish.report.facts import Facts, broken_rows, metric_words, number, read_facts, template, time_words
+from burnish.report.charts import SECOND, Points, Series, line_chart, smooth
+from burnish.report.facts import (
+    Facts,
+    broken_rows,
+    environment_rows,
+    metric_words,
+    number,
+    read_facts,
+    template,
+    time_words,
+)
+from burnish.report.figures import draw
 from burnish.run import RunFolder
 from burnish.units import readable_bytes, readable_count
 
@@ -31,6 +38,7 @@ def render_report(folder: RunFolder) -> str:
         tiles=tiles(facts),
         charts=training_charts(facts),
         on_the_way=validation_charts(facts),
+        part=evaluated_part(facts),
         figures=[drawn for figure in facts.figures if (drawn := draw(figure))],
         notes=notes(facts),
         derived=derived(facts),
@@ -50,11 +58,11 @@ def tiles(facts: Facts) -> list[dict[str, str]]:
     found = [_best_tile(facts)]
     if seconds := facts.metrics.get("seconds"):
         epochs = f", {facts.epochs:.3g} epochs" if facts.epochs else ""
-        found.append({"label": "training time", "value": time_words(seconds), "note": f"{facts.last_step:,} steps{epochs}"})
-        targets = facts.metrics["targets"]
-        word = facts.target_word
-        note = f"{targets:,} {word} learned from"
-        found.append({"label": "throughput", "value": f"{readable_count(targets / seconds)} {word}/s", "note": note})
+        note = f"{facts.last_step:,} steps{epochs}"
+        found.append({"label": "training time", "value": time_words(seconds), "note": note})
+        targets, word = facts.metrics["targets"], facts.target_word
+        value, note = readable_count(targets / seconds), f"{targets:,} {word} learned from"
+        found.append({"label": f"{word} per second", "value": value, "note": note})
     trained, total = facts.plan["model"]["trainable"], facts.plan["model"]["parameters"]
     share = "all of them" if trained == total else f"{trained / total:.1%} of {readable_count(total)}"
     found.append({"label": "parameters trained", "value": readable_count(trained), "note": share})
@@ -83,7 +91,7 @@ def training_charts(facts: Facts) -> list[dict[str, Any]]:
     window = _window(loss)
     series = [Series(loss, look="faint"), Series(smooth(loss, window)), Series(validation, SECOND, "dots")]
     legend = [("first faint", "every logged step"), ("first", f"mean over {window} of them")] if loss else []
-    legend += [("second dot", "validation")] if validation else []
+    legend += [("second dot", f"validation{evaluated_part(facts)}")] if validation else []
     legend += [("warning bar", "step skipped")] if skipped else []
     svgs = [
         line_chart(f"loss {size}", "Loss of training and validation over the steps", series, size=size, marks=skipped)
@@ -103,13 +111,19 @@ def training_charts(facts: Facts) -> list[dict[str, Any]]:
     return [chart for chart in charts if any(chart["svgs"])]
 
 
+def evaluated_part(facts: Facts) -> str:
+    """Return on how many of the validation examples was measured on the way, in words; nothing if on all."""
+    some, total = facts.plan.get("evaluate_rows"), facts.plan["data"]["examples"].get("validation", 0)
+    return f" on {some:,} of {total:,} examples" if some and some < total else ""
+
+
 def _points(lines: Sequence[dict[str, Any]], key: str) -> Points:
     return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
 
 
 def _window(points: Points) -> int:
-    """Return over how many points a line is smoothed: a fiftieth of it, odd, at least 5."""
-    return max(5, len(points) // 50 // 2 * 2 + 1)
+    """Return over how many points a line is smoothed: a part of it, odd, at least 5."""
+    return max(5, len(points) // 25 // 2 * 2 + 1)
 
 
 def validation_charts(facts: Facts) -> list[dict[str, Any]]:
@@ -128,92 +142,6 @@ def validation_charts(facts: Facts) -> list[dict[str, Any]]:
         svg = line_chart(f"on the way {name}", label, [Series(points, SECOND, "dots")], size="small", ring=ring)
         charts.append({"name": name, "svg": svg, "best": step, "value": value})
     return sorted(charts, key=lambda chart: chart["name"] != facts.plan["best"])
-
-
-# -- figures of the task -----------------------------------------------------------------------------------------
-
-
-def draw(figure: dict[str, Any]) -> Markup | None:
-    """Return a task's figure as a section of the page; None for a kind that the report does not know, or an empty one."""
-    renderer = FIGURES.get(figure.get("kind", ""))
-    body = renderer(figure) if renderer else None
-    if not body:
-        return None
-    wide = figure["kind"] == "texts" or len(figure.get("labels", [])) > 8
-    split = Markup(' <span class="split">{}</span>').format(figure["split"]) if figure.get("split") else ""
-    return Markup('<section class="panel{}"><h2>{}{}</h2>{}</section>').format(
-        " wide" if wide else "", figure.get("title", ""), split, body
-    )
-
-
-def matrix(figure: dict[str, Any]) -> Markup | None:
-    """Return a confusion matrix as a table; the colour of a cell is its share of its row, that is, of the true label."""
-    labels, values = figure["labels"], figure["values"]
-    total = sum(map(sum, values))
-    if not total:
-        return None
-    sizes = [sum(row) for row in values]
-    head = Markup("").join(Markup('<th scope="col"><span>{}</span></th>').format(label) for label in labels)
-    rows = Markup("").join(
-        Markup('<tr><th scope="row">{}</th>{}<td class="sum">{}</td></tr>').format(
-            label, Markup("").join(_cell(value, size) for value in row), f"{row[index] / size:.1%}" if size else "–"
-        )
-        for index, (label, row, size) in enumerate(zip(labels, values, sizes, strict=True))
-    )
-    columns = [sum(column) for column in zip(*values, strict=True)]
-    precision = Markup("").join(
-        Markup('<td class="sum">{}</td>').format(f"{values[i][i] / size:.1%}" if size else "–")
-        for i, size in enumerate(columns)
-    )
-    most = max(range(len(sizes)), key=sizes.__getitem__)
-    return Markup(
-        '<div class="scroll"><table class="matrix{}"><thead><tr><th class="corner">true ↓&ensp;predicted →</th>{}'
-        '<th scope="col" class="sum"><span>recall</span></th></tr></thead><tbody>{}'
-        '<tr><th scope="row" class="sum">precision</th>{}<td></td></tr></tbody></table></div>'
-        '<p class="hint">{} rows. Always answering “{}” would be right in {} of them.</p>'
-    ).format(
-        " many" if len(labels) > 8 else "", head, rows, precision, f"{total:,}", labels[most], f"{sizes[most] / total:.1%}"
-    )
-
-
-def _cell(value: int, size: int) -> Markup:
-    share = value / size if size else 0
-    return Markup('<td class="cell{}" style="--share: {}%" title="{}">{}</td>').format(
-        " strong" if share > 0.5 else "", f"{100 * share:.0f}", f"{share:.1%} of the row", f"{value:,}"
-    )
-
-
-def calibration(figure: dict[str, Any]) -> Markup | None:
-    """Return a reliability diagram."""
-    if not figure["points"]:
-        return None
-    name = f"calibration {figure.get('split', '')}"
-    return Markup('<figure>{}<p class="hint">{}</p></figure>').format(
-        calibration_chart(name, "Accuracy over confidence", figure["points"]),
-        "On the dashed line the model is right as often as it is sure; below it, it is too sure of itself. Bars: the share "
-        "of all rows in each bin.",
-    )
-
-
-def texts(figure: dict[str, Any]) -> Markup | None:
-    """Return generated texts by temperature, each with its prompt in bold."""
-    parts = []
-    ordered = sorted(figure["rows"], key=lambda row: row["temperature"])
-    for temperature, rows in groupby(ordered, key=lambda row: row["temperature"]):
-        how = "always the likeliest token" if temperature == 0 else "sampled"
-        samples = Markup("").join(
-            Markup('<p class="sample"><b>{}</b>{}</p>').format(row["prompt"], row["text"]) for row in rows
-        )
-        head = Markup("<h3>Temperature {} <span>{}</span></h3>").format(f"{temperature:g}", how)
-        parts.append(head + Markup('<div class="samples">{}</div>').format(samples))
-    return Markup("").join(parts)
-
-
-FIGURES: dict[str, Callable[[dict[str, Any]], Markup | None]] = {
-    "matrix": matrix,
-    "calibration": calibration,
-    "texts": texts,
-}
 
 
 # -- notes and tables --------------------------------------------------------------------------------------------
@@ -235,8 +163,10 @@ def notes(facts: Facts) -> list[dict[str, Any]]:
         text = f"The model and the figures are those of step {step:,}, the best by {metric_words(facts.plan['best'])}."
         found.append({"text": text, "details": []})
     if facts.metrics and facts.last_step < facts.plan["total_steps"]:
-        text = f"The run ended after {facts.last_step:,} of {facts.plan['total_steps']:,} steps: it did not get better."
-        found.append({"text": text, "details": []})
+        text = f"The run ended early, after {facts.last_step:,} of {facts.plan['total_steps']:,} steps"
+        if patience := facts.config.train.patience:
+            text += f": no better {metric_words(facts.plan['best'])} in {patience} evaluations"
+        found.append({"text": f"{text}.", "details": []})
     return found
 
 
@@ -257,17 +187,33 @@ def _named(details: list[str], count: int) -> list[str]:
     return details + ([f"and {count - len(details):,} more"] if details and count > len(details) else [])
 
 
+#: What the plan calls a value, to what the page calls it.
+_DERIVED = {
+    "device": "device",
+    "threads": "threads",
+    "precision": "precision",
+    "sequence": "longest sequence, in tokens",
+    "micro_batch": "rows computed at once",
+    "lr": "peak learning rate",
+    "total_rows": "rows trained on",
+    "total_steps": "steps",
+    "warmup_steps": "steps of warm-up",
+    "evaluate_every": "steps between evaluations",
+    "evaluate_rows": "rows evaluated on the way",
+    "best": "metric that says what is best",
+}
+
+
 def derived(facts: Facts) -> list[tuple[str, str, str]]:
     """Return what the run derived or fixed at its start: name, value and reason."""
-    plan = facts.plan
-    names = ("device", "threads", "precision", "sequence", "micro_batch", "lr", "total_rows", "total_steps", "warmup_steps")
-    rows = [(name, _shown(plan[name]), plan["why"].get(name, "")) for name in (*names, "evaluate_every", "best")]
-    memory = ", ".join(f"{name} {readable_bytes(size)}" for name, size in plan["memory"].items())
-    return [(name.replace("_", " "), value, why) for name, value, why in [*rows, ("memory", memory, "")]]
+    plan, memory = facts.plan, facts.plan["memory"]
+    rows = [(words, _shown(plan[name]), plan["why"].get(name, "")) for name, words in _DERIVED.items() if name in plan]
+    parts = ", ".join(f"{name} {readable_bytes(size)}" for name, size in memory.items())
+    return [*rows, ("memory before activations", readable_bytes(sum(memory.values())), parts)]
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else metric_words(value)
 
 
 def data_rows(facts: Facts) -> list[tuple[str, str, str]]:
@@ -276,16 +222,4 @@ def data_rows(facts: Facts) -> list[tuple[str, str, str]]:
     return [
         (split, f"{rows:,}", f"{data['examples'].get(split, 0):,} examples of {data['tokens'].get(split, 0):,} tokens")
         for split, rows in data["rows"].items()
-    ]
-
-
-def environment_rows(facts: Facts) -> list[tuple[str, str]]:
-    """Return name and value of what the run ran on."""
-    environment = facts.environment
-    machine = environment["machine"]
-    return [
-        ("device", f"{environment['device']}, {environment['threads']} threads"),
-        ("processor", f"{machine['processor']}, {machine['cores']} cores, {readable_bytes(machine['memory_bytes'])}"),
-        ("system", machine["system"]),
-        *environment["versions"].items(),
     ]

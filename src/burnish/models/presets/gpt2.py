@@ -7,8 +7,8 @@ from burnish.models.scratch import Family, Preset
 #: name: layers, heads, width, context, vocabulary, parameters
 _SIZES = {
     "gpt2-nano": (4, 4, 128, 256, 2_048, 1_088_256),
-    "gpt2-micro": (4, 4, 256, 256, 2_048, 3_749_888),
-    "gpt2-mini": (6, 6, 384, 256, 4_096, 12_318_336),
+    "gpt2-micro": (4, 4, 256, 256, 2_048, 3_749_376),
+    "gpt2-mini": (6, 6, 384, 256, 4_096, 12_318_720),
     "gpt2": (12, 12, 768, 1_024, 50_257, 124_439_808),
     "gpt2-medium": (24, 16, 1_024, 1_024, 50_257, 354_823_168),
     "gpt2-large": (36, 20, 1_280, 1_024, 50_257, 774_030_080),

@@ -1,0 +1,338 @@
+"""The page of the benchmarks: every figure in it comes from the results it is given."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Result = dict[str, Any]
+"""What one measurement printed."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One benchmark: its results, and when and how they came about."""
+
+    name: str
+    results: list[Result]
+    threads: int
+    seeds: int
+    quick: bool
+    date: str
+    command: str
+    commit: str
+    load: float
+    """Mean number of processes that wanted to run in the minute before it began."""
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether the sides did equal work, in one respect."""
+
+    what: str
+    found: str
+    passed: bool
+
+
+#: How far the mean training loss and the held-out loss of two sides may lie apart, as a share of burnish's.
+LOSS_TOLERANCE = 0.15
+#: How far the processor time of two sides that were given the same may lie apart.
+TIME_TOLERANCE = 0.10
+
+NAMES = {
+    "5-gram": "5-gram, interpolated Witten-Bell",
+    "6-gram": "6-gram, interpolated Witten-Bell",
+    "nanogpt": "nanoGPT's CPU recipe, at its published length",
+    "nanogpt-same-time": "nanoGPT's CPU recipe, with burnish's processor time",
+    "burnish": "burnish, the recipe",
+    "burnish-fp32": "burnish, the recipe in float32",
+    "trainer": "Trainer, its defaults",
+    "trainer-tuned": "Trainer, tuned: bf16, rows of like length together",
+}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; every column but the first is aligned to the right."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return the median, and the smallest and largest value in brackets where there are several.
+
+    >>> spread([3.0, 1.0, 2.0], 1)
+    '2.0 (1.0 to 3.0)'
+    """
+    middle = f"{statistics.median(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def of_side(results: Iterable[Result], side: str) -> list[Result]:
+    """Return the results of one side, by seed."""
+    return sorted((result for result in results if result["side"] == side), key=lambda result: result.get("seed", 0))
+
+
+def sides(results: Iterable[Result]) -> list[str]:
+    """Return the names of the sides in the order they first ran."""
+    return list(dict.fromkeys(result["side"] for result in results))
+
+
+def median(results: Sequence[Result], field: str) -> float:
+    """Return the median of a field."""
+    return statistics.median(result[field] for result in results)
+
+
+def cpu(result: Result) -> float:
+    """Return the processor seconds of training."""
+    return result["train"]["cpu"]
+
+
+def ratios(results: Sequence[Result], side: str, base: str, value: Callable[[Result], float]) -> list[float]:
+    """Return, for every seed, a side's value as a multiple of the base's."""
+    pairs = zip(of_side(results, side), of_side(results, base), strict=True)
+    return [value(result) / value(other) for result, other in pairs]
+
+
+# -- equal work ------------------------------------------------------------------------------------------------------
+
+
+def same(results: Sequence[Result], what: str, value: Callable[[Result], Any]) -> Check:
+    """Return whether a value is the same in every result."""
+    found = {str(value(result)) for result in results}
+    return Check(what, ", ".join(sorted(found)), len(found) == 1)
+
+
+def near(results: Sequence[Result], field: str, what: str) -> list[Check]:
+    """Return, for every side but burnish, whether the median of a field is near burnish's."""
+    wanted = median(of_side(results, "burnish"), field)
+    checks = []
+    for side in sides(results):
+        if side != "burnish":
+            found = median(of_side(results, side), field)
+            passed = abs(found - wanted) <= LOSS_TOLERANCE * wanted
+            label = f"{what}, {side}: within {LOSS_TOLERANCE:.0%} of burnish's"
+            checks.append(Check(label, f"{found:.4f}, burnish {wanted:.4f}", passed))
+    return checks
+
+
+def check_shakespeare(results: Sequence[Result]) -> list[Check]:
+    """Return the checks of the text generation benchmark."""
+    times = ratios(results, "nanogpt-same-time", "burnish", cpu)
+    return [
+        same(results, "training rows, hash", lambda result: result["rows"]["train"]),
+        same(results, "held-out rows, hash", lambda result: result["rows"]["held_out"]),
+        same(results, "held-out bytes scored", lambda result: result["held_out_bytes"]),
+        Check(
+            f"processor time of the nanoGPT run given burnish's: within {TIME_TOLERANCE:.0%}",
+            ", ".join(f"{value:.3f} of burnish's" for value in times),
+            all(abs(value - 1) <= TIME_TOLERANCE for value in times),
+        ),
+    ]
+
+
+def check_sentiment(results: Sequence[Result]) -> list[Check]:
+    """Return the checks of the classification benchmark."""
+    trained = [result for result in results if result["side"] != "baselines"]
+    steps = {side: of_side(trained, side)[0]["steps"] for side in sides(trained)}
+    epochs = trained[0]["epochs"]
+    return [
+        same(results, "training rows, hash", lambda result: result["rows"]["train"]),
+        same(results, "held-out rows, hash", lambda result: result["rows"]["held_out"]),
+        same(trained, "rows learned from, over all epochs", lambda result: result["rows_learned"]),
+        Check(
+            "steps: at most one an epoch apart (Trainer cuts the last batch of each epoch short, burnish goes on into "
+            "the next epoch)",
+            ", ".join(f"{side} {count}" for side, count in steps.items()),
+            max(steps.values()) - min(steps.values()) <= epochs,
+        ),
+        same(trained, "parameters", lambda result: result["parameters"]),
+        same(trained, "parameters that train", lambda result: result["trainable"]),
+        Check(
+            "weight decay reaches the same parameters",
+            "compared by name",
+            all(result.get("same_decay", True) for result in trained),
+        ),
+        *near(trained, "mean_train_loss", "training loss, mean over the run"),
+        *near(trained, "loss", "held-out loss"),
+    ]
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def shakespeare_table(results: Sequence[Result]) -> str:
+    """Return the table of the text generation benchmark, worst side first."""
+    order = sorted(sides(results), key=lambda side: -median(of_side(results, side), "bits_per_byte"))
+    own_bits = median(of_side(results, "burnish"), "bits_per_byte")
+    rows = []
+    for side in order:
+        own = of_side(results, side)
+        rows.append(
+            [
+                NAMES.get(side, side),
+                f"{own[0]['parameters']:,}",
+                str(own[0].get("precision", "counts")),
+                str(round(median(own, "steps"))) if "steps" in own[0] else "one pass",
+                spread([cpu(result) for result in own], 1),
+                spread([result["train"]["wall"] for result in own], 1),
+                spread([result["bits_per_byte"] for result in own], 3),
+                f"{median(own, 'bits_per_byte') / own_bits:.3f}",
+            ]
+        )
+    header = ["", "parameters", "arithmetic", "steps", "processor seconds", "seconds on the wall", "bits per byte"]
+    return table([*header, "as a multiple of burnish's"], rows)
+
+
+def sentiment_table(results: Sequence[Result]) -> str:
+    """Return the table of what the sides of the classification benchmark took."""
+    trained = [result for result in results if result["side"] != "baselines"]
+    rows = []
+    for side in sides(trained):
+        own = of_side(trained, side)
+        rows.append(
+            [
+                NAMES.get(side, side),
+                own[0]["precision"],
+                spread([cpu(result) for result in own], 1),
+                spread(ratios(trained, side, "burnish", cpu), 2),
+                spread([result["train"]["wall"] for result in own], 1),
+                spread([result["rows_learned"] / cpu(result) for result in own], 1),
+                spread([result["whole"]["cpu"] for result in own], 1),
+            ]
+        )
+    header = ["", "arithmetic", "processor seconds of training", "as a multiple of burnish's", "seconds on the wall"]
+    return table([*header, "rows per processor second", "processor seconds of the whole process"], rows)
+
+
+def accuracy_table(results: Sequence[Result]) -> str:
+    """Return the table of what the sides of the classification benchmark reached."""
+    base = of_side(results, "baselines")[0]
+    rows = [
+        [f"always {base['majority_label']!r}, the commonest label", f"{base['majority']:.4f}", ""],
+        ["TF-IDF of words and word pairs, logistic regression", f"{base['tfidf']:.4f}", ""],
+    ]
+    trained = [result for result in results if result["side"] != "baselines"]
+    for side in sides(trained):
+        own = of_side(trained, side)
+        accuracies, losses = [result["accuracy"] for result in own], [result["loss"] for result in own]
+        rows.append([NAMES.get(side, side), spread(accuracies, 4), spread(losses, 4)])
+    return table(["", "accuracy", "held-out loss"], rows)
+
+
+def check_table(checks: Sequence[Check]) -> str:
+    """Return the table of the checks."""
+    rows = ([check.what, check.found, "yes" if check.passed else "**NO**"] for check in checks)
+    return table(["Equal work", "found", "passed"], rows)
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+
+_HEAD = """# Benchmarks
+
+What burnish reaches and what it takes, beside other code on the same rows. `make bench` runs both sides and writes this
+page; no figure is put in by hand.
+
+Every training run has a process of its own, and the sides take turns within each seed. Figures over several seeds are
+medians, with the smallest and the largest in brackets. *Processor seconds* are those of all threads of the process;
+they are compared, because the time on the wall depends on what else the machine does. A thread that waits for another
+uses the processor too."""
+
+_SHAKESPEARE = """## Text generation: Shakespeare
+
+Plays and poems, {held_out_bytes:,} bytes of them held out by a hash of each paragraph. The figure is bits per byte over
+every held-out byte, which does not depend on how a side cuts text into tokens; less is better.
+
+- The n-grams count the training bytes and score the held-out text as one stream.
+- nanoGPT's published recipe for a processor (4 layers, 128 wide, 64 characters, batch 12, float32) is written anew in
+  `benchmarks/nanogpt.py` as a plain PyTorch loop. It is run at its published length, and once more with as much
+  processor time as burnish's training took; the decay of the learning rate is then as long as that run. Scored in
+  windows of 64 characters, each half a window further. {unknown} held-out characters are not in its vocabulary; they
+  cost 8 bits a byte on top.
+- burnish runs its recipe with a tokenizer learned from the training rows, and also pays for the end of each text,
+  which is not counted as a byte.
+
+Processor and wall time are of the training steps alone: no data, tokenizer, evaluation, checkpoint or report on any
+side."""
+
+_SENTIMENT = """## Classification: sentiment with a pretrained encoder
+
+{train_rows:,} sentences to learn from, {held_out_rows:,} held out by a hash of their text. burnish and Hugging Face's
+`Trainer` get the same model, rows, frozen layers, epochs, batch, peak learning rate, warm-up, schedule, weight decay
+and clipping. The model of the last step is what is judged; nothing is evaluated or saved on the way.
+
+*Training* is from before the first step to after the last one. *The whole process* adds imports, reading, tokenizing,
+loading and the evaluation at the end, and for burnish alone also a checkpoint, the exported model, the bootstrap of the
+intervals, the report and the card.
+
+What differs by design: burnish runs frozen layers without dropout, and Trainer, used as documented, with it; the order
+of rows and the first weights of the head come from each side's own random numbers; burnish chooses bfloat16 where the
+processor is fast at it, and Trainer's default is float32 everywhere, which is why both sides are shown in both."""
+
+_NOT_MEASURED = """## Not measured
+
+| | |
+| --- | --- |
+| Either benchmark on a GPU | not measured: this run used the processor only, on every side |
+| Several processes or machines | not measured |"""
+
+
+def environment_table(environment: dict[str, str], threads: int) -> str:
+    """Return the machine and the versions."""
+    rows = [[name, value] for name, value in environment.items()]
+    return table(["Machine and versions", ""], [*rows, ["threads of each side", str(threads)]])
+
+
+def origin(measured: Measured) -> str:
+    """Return when and how a benchmark was run."""
+    text = (
+        f"Measured on {measured.date} by `{measured.command}` at commit {measured.commit}, {measured.seeds} seed"
+        f"{'s' if measured.seeds > 1 else ''}; load of the machine just before: {measured.load:.2f}."
+    )
+    return text + (" **Made small by --quick: the figures mean nothing.**" if measured.quick else "")
+
+
+def shakespeare_section(measured: Measured) -> str:
+    """Return the section on text generation."""
+    results = measured.results
+    head = _SHAKESPEARE.format(
+        held_out_bytes=results[0]["held_out_bytes"], unknown=of_side(results, "nanogpt")[0]["unknown_characters"]
+    )
+    return "\n\n".join([head, shakespeare_table(results), check_table(check_shakespeare(results)), origin(measured)])
+
+
+def sentiment_section(measured: Measured) -> str:
+    """Return the section on classification."""
+    results = measured.results
+    base = of_side(results, "baselines")[0]
+    head = _SENTIMENT.format(train_rows=base["train_rows"], held_out_rows=base["held_out_rows"])
+    checks = check_table(check_sentiment(results))
+    return "\n\n".join([head, sentiment_table(results), accuracy_table(results), checks, origin(measured)])
+
+
+SECTIONS: dict[str, tuple[Callable[[Measured], str], Callable[[Sequence[Result]], list[Check]]]] = {
+    "shakespeare": (shakespeare_section, check_shakespeare),
+    "sentiment": (sentiment_section, check_sentiment),
+}
+
+
+def render(measured: Sequence[Measured]) -> str:
+    """Return the page of what was measured, and says what was not."""
+    there = {entry.name: entry for entry in measured}
+    parts = [_HEAD, environment_table(measured[0].environment, measured[0].threads)]
+    for name, (section, _) in SECTIONS.items():
+        missing = f"## {name.capitalize()}\n\nNot measured on this machine with these versions."
+        parts.append(section(there[name]) if name in there else missing)
+    return "\n\n".join([*parts, _NOT_MEASURED]) + "\n"
+
+
+def failures(measured: Sequence[Measured]) -> list[str]:
+    """Return what was not equal work, one sentence each."""
+    return [
+        f"{entry.name}: {check.what}: {check.found}"
+        for entry in measured
+        for check in SECTIONS[entry.name][1](entry.results)
+        if not check.passed
+    ]

@@ -1,0 +1,190 @@
+"""Run the benchmarks and write docs/benchmarks.md. The entry of `make bench`.
+
+    python -m benchmarks.run [--quick] [--seeds 3] [--threads N] [shakespeare] [sentiment]
+
+The results of each benchmark are kept in runs/benchmarks/NAME.json. Asked for one alone, the page is written again with
+the kept results of the other, if they were made on this machine with these versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.children import run_child
+from benchmarks.page import SECTIONS, Measured, Result, failures, render
+from benchmarks.rows import RECIPES, ROOT, read_split
+from benchmarks.trainer_sentiment import SIDES, interleave
+from burnish.config import normalise, read_recipe
+from burnish.env import machine, versions
+from burnish.units import readable_bytes
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+KEPT = ROOT / "runs" / "benchmarks"
+RECIPE_OF = {"shakespeare": "gpt2-shakespeare.yaml", "sentiment": "minilm-sentiment.yaml"}
+ASSETS = {"shakespeare": ("shakespeare",), "sentiment": ("sentiment", "minilm")}
+
+#: With --quick: rows kept of each recipe's data, and settings over the recipe's.
+QUICK_ROWS = 300
+QUICK_SETTINGS: dict[str, dict[str, Any]] = {
+    "shakespeare": {
+        "model": {"preset": "gpt2-nano", "vocab_size": 512},
+        "schedule": {"warmup": "2 steps"},
+        "train": {"length": "12 steps", "batch": 8, "sequence": 64},
+    },
+    "sentiment": {"train": {"length": "1 epochs"}},
+}
+QUICK_NANOGPT = ("--iterations", 40, "--warmup", 12)
+
+
+def say(text: str) -> None:
+    """Report progress, apart from what goes to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def shakespeare(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
+    """Return the results of the n-grams, nanoGPT's recipe, the same with burnish's processor time, and burnish."""
+    results = [run_child("benchmarks.ngram", "--recipe", recipe, order, threads=threads) for order in (5, 6)]
+    for seed in range(seeds):
+        common = ("--seed", seed, "--threads", threads)
+        nanogpt = ("benchmarks.nanogpt", "--recipe", recipe, *common)
+        own = run_child("benchmarks.burnish_side", recipe, *common, threads=threads)
+        published = run_child(*nanogpt, *(QUICK_NANOGPT if quick else ()), threads=threads)
+        same_time = (*(QUICK_NANOGPT[2:] if quick else ()), "--cpu-seconds", own["train"]["cpu"])
+        results += [own, published, run_child(*nanogpt, *same_time, threads=threads)]
+        for result in results[-3:]:
+            say(json.dumps(result))
+    return results
+
+
+def sentiment(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
+    """Return the results of burnish, Trainer, and the baselines without a network."""
+    baselines = run_child("benchmarks.tfidf", "--recipe", recipe, threads=threads)
+    results = interleave(recipe, sides=SIDES, seeds=seeds, threads=threads, say=say)
+    for result in results:
+        result["epochs"] = results[0]["rows_learned"] / baselines["train_rows"]
+    return [{"side": "baselines", **baselines}, *results]
+
+
+BENCHMARKS: dict[str, Callable[..., list[Result]]] = {"shakespeare": shakespeare, "sentiment": sentiment}
+
+
+def shrunk(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
+    """Return a recipe like another, with the first rows of its data only and other settings."""
+    values = normalise(read_recipe(recipe))
+    split = read_split(recipe)
+    rows = [*split.train[:QUICK_ROWS], *split.held_out[: QUICK_ROWS // 4]]
+    data = folder / f"{recipe.stem}{'.csv' if 'label' in rows[0].values else '.txt'}"
+    if data.suffix == ".csv":
+        with open(data, "w", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(["text", "label"])
+            writer.writerows([row.values["text"], row.values["label"]] for row in rows)
+    else:
+        data.write_text("\n\n".join(row.values["text"].strip("\n") for row in rows) + "\n", encoding="utf-8")
+    values["data"] = {**values["data"], "train": str(data), "text": "text", "label": "label"}
+    for group, changed in settings.items():
+        values[group] = {**values.get(group, {}), **changed}
+    target = folder / recipe.name
+    target.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return target
+
+
+def environment() -> dict[str, str]:
+    """Return the machine and the versions that figures depend on."""
+    here = machine()
+    found = {
+        "processor": str(here["processor"]),
+        "cores": str(here["cores"]),
+        "memory": readable_bytes(here["memory_bytes"]),
+        "system": str(here["system"]),
+    }
+    return found | versions() | {name: importlib.metadata.version(name) for name in ("accelerate", "scikit-learn")}
+
+
+def commit() -> str:
+    """Return the short name of the commit, and whether files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = " with local changes" if git("status", "--porcelain", "--", "src", "benchmarks", "recipes") else ""
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
+
+
+def measure(name: str, *, seeds: int, threads: int, quick: bool, command: str) -> Measured:
+    """Return one benchmark, run."""
+    subprocess.run([sys.executable, ROOT / "scripts" / "assets.py", *ASSETS[name]], check=True, stdout=sys.stderr)
+    recipe = RECIPES / RECIPE_OF[name]
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        if quick:
+            recipe = shrunk(recipe, Path(folder), QUICK_SETTINGS[name])
+        results = BENCHMARKS[name](recipe, seeds=seeds, threads=threads, quick=quick)
+    today = date.today().isoformat()
+    return Measured(name, results, threads, seeds, quick, today, command, commit(), load, environment())
+
+
+def keep(measured: Measured) -> None:
+    """Write the results to runs/benchmarks."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    (KEPT / f"{measured.name}.json").write_text(json.dumps(asdict(measured), indent=1) + "\n", encoding="utf-8")
+
+
+def kept(name: str, like: Measured) -> Measured | None:
+    """Return the kept results of a benchmark if machine, versions and threads are those of another."""
+    file = KEPT / f"{name}.json"
+    if not file.is_file():
+        return None
+    found = Measured(**json.loads(file.read_text(encoding="utf-8")))
+    return found if (found.environment, found.threads) == (like.environment, like.threads) else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, write the page (with --quick: print it), and return 1 if the sides did not do equal work."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(SECTIONS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="small, one seed, to stdout: a smoke test")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--threads", type=int, default=int(machine()["cores"]))
+    given = parser.parse_args(arguments)
+    names = given.names or list(SECTIONS)
+    if unknown := [name for name in names if name not in SECTIONS]:
+        parser.error(f"no such benchmark: {', '.join(unknown)} (there: {', '.join(SECTIONS)})")
+    os.chdir(ROOT)
+    command = " ".join(["python -m benchmarks.run", *(sys.argv[1:] if arguments is None else arguments)])
+    seeds = given.seeds or (1 if given.quick else 3)
+    measured: list[Measured] = []
+    for name in names:
+        say(f"benchmark {name}")
+        entry = measure(name, seeds=seeds, threads=given.threads, quick=given.quick, command=command)
+        measured.append(entry)
+        if not given.quick:
+            keep(entry)
+    if given.quick:
+        print(render(measured))
+    else:
+        others = [kept(name, measured[0]) for name in SECTIONS if name not in names]
+        PAGE.write_text(render([*measured, *(entry for entry in others if entry)]), encoding="utf-8")
+        say(f"wrote {PAGE.relative_to(ROOT)}")
+    problems = failures(measured)
+    for problem in problems:
+        say(f"not equal work: {problem}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What every registered task promises; a new task is tested by being there."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from helpers import result_of
+
+import burnish
+from burnish.config import TaskSettings
+from burnish.engine import checkpoint
+from burnish.task import registry
+from burnish.terminal import Terminal
+
+QUIET = Terminal(quiet=True)
+
+
+@pytest.fixture
+def toy(text_file: Path, reviews_file: Path, tiny_bert: Path) -> dict[str, dict]:
+    """A small problem for each task: settings, and how far the loss must fall."""
+    return {
+        "text-generation": {
+            "model": {"preset": "gpt2-nano", "vocab_size": 300},
+            "data": {"train": str(text_file)},
+            "train": {"length": "60 steps", "batch": 8, "sequence": 32, "precision": "fp32", "dropout": 0.1},
+            "optim": {"lr": 3e-3},
+            "generate": {"max_tokens": 4},
+        },
+        "text-classification": {
+            "model": {"path": str(tiny_bert)},
+            "data": {"train": str(reviews_file)},
+            "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
+            "optim": {"lr": 5e-3},
+        },
+    }
+
+
+@pytest.mark.parametrize("name", registry())
+class TestTask:
+    def test_is_documented(self, name: str) -> None:
+        task = registry()[name]
+        assert task.__doc__ and inspect.getmodule(task).__doc__
+        assert issubclass(task.Settings, TaskSettings)
+        for field, info in task.Settings.model_fields.items():
+            assert info.description, f"{name}: task.{field} has no description"
+        for member, value in vars(task).items():
+            overrides = any(member in vars(base) for base in task.__mro__[1:])
+            if inspect.isfunction(value) and not member.startswith("_") and not overrides:
+                assert value.__doc__, f"{name}.{member} has no docstring"
+
+    def test_learns_is_deterministic_and_resumes_bit_equal(self, name: str, toy: dict[str, dict], tmp_path: Path) -> None:
+        assert name in toy, f"add a toy problem for {name}"
+        first = burnish.train(name, terminal=QUIET, run={"dir": str(tmp_path / "first")}, **toy[name])
+        losses = [line["loss"] for line in first.history if "loss" in line]
+        assert sum(losses[-5:]) < 0.85 * sum(losses[:5]), "does not learn"
+        assert set(first.metrics["validation"]) == set(registry()[name].metric_names)
+
+        again = burnish.train(name, terminal=QUIET, run={"dir": str(tmp_path / "again")}, **toy[name])
+        assert result_of(again.path) == result_of(first.path), "not deterministic"
+
+        stopped = burnish.train(
+            name, terminal=QUIET, run={"dir": str(tmp_path / "stopped")}, checkpoint={"every": 20, "keep": 3}, **toy[name]
+        )
+        checkpoint.retire(stopped.path / "checkpoints" / "step-000060")
+        checkpoint.retire(stopped.path / "checkpoints" / "step-000040")
+        stopped.folder.metrics.unlink()
+        resumed = burnish.train(name, terminal=QUIET, run={"dir": str(tmp_path / "stopped")}, **toy[name])
+        assert result_of(resumed.path) == result_of(first.path), "does not resume bit-equal"
+
+        answers = resumed.predict(["the good old king", "never a poor stone"])
+        assert len(answers) == 2 and answers == resumed.predict(["the good old king", "never a poor stone"])
+        assert resumed.evaluate()["metrics"] == pytest.approx(resumed.metrics["validation"], rel=1e-6)
+
+
+def test_another_task_needs_one_file_and_no_edit(tmp_path: Path, reviews_file: Path, tiny_bert: Path) -> None:
+    """A task dropped into the tasks folder is found, has its settings on the command line, and trains."""
+    import subprocess
+    import sys
+
+    import burnish.tasks
+
+    source = Path(burnish.tasks.__path__[0]) / "text_classification.py"
+    extra = tmp_path / "extra" / "burnish_extra"
+    extra.mkdir(parents=True)
+    text = source.read_text().replace('name = "text-classification"', 'name = "mood-classification"')
+    (extra / "mood.py").write_text(text)
+    code = (
+        f"import burnish.tasks; burnish.tasks.__path__.append({str(extra)!r})\n"
+        "from burnish.cli import main\n"
+        f"main(['train', 'mood-classification', '--model', {str(tiny_bert)!r}, '--data.train', {str(reviews_file)!r},"
+        f" '--train.length', '4 steps', '--run.dir', {str(tmp_path / 'run')!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").exists()
