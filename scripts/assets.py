@@ -91,7 +91,10 @@ def sentiment(archive: Path, target: Path) -> None:
     with tarfile.open(archive) as outer:
         inner = outer.extractfile(inner_name)
         assert inner is not None
-        with tarfile.open(fileobj=io.BytesIO(inner.read())) as tar, open(target, "w", newline="", encoding="utf-8") as out:
+        with (
+            tarfile.open(fileobj=io.BytesIO(inner.read())) as tar,
+            open(target, "w", newline="", encoding="utf-8") as out,
+        ):
             writer = csv.writer(out)
             writer.writerow(["text", "label", "source"])
             for name, source in (("amazonReviewSnippets", "amazon"), ("tweets", "tweets")):

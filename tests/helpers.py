@@ -12,10 +12,32 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
 def sentences(count: int, seed: int = 0) -> list[str]:
     """Return generated English-like sentences of 3 to 30 words."""
     draw = random.Random(seed)
-    words = "the a old new river stone light king garden runs sees keeps slowly never under over green quiet was is".split()
+    words = [
+        "the",
+        "a",
+        "old",
+        "new",
+        "river",
+        "stone",
+        "light",
+        "king",
+        "garden",
+        "runs",
+        "sees",
+        "keeps",
+        "slowly",
+        "never",
+        "under",
+        "over",
+        "green",
+        "quiet",
+        "was",
+        "is",
+    ]
     return [" ".join(draw.choice(words) for _ in range(draw.randint(3, 30))).capitalize() + "." for _ in range(count)]
 
 

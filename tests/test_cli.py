@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
 from helpers import LM, burnish
 
 
 def _imports(code: str) -> set[str]:
-    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print('\\n'.join(sys.modules))"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print('\\n'.join(sys.modules))"], capture_output=True, text=True
+    )
     return set(done.stdout.split())
 
 
@@ -43,7 +45,9 @@ def test_info_lists_what_there_is() -> None:
     assert {"text-generation", "text-classification"} <= set(found["tasks"])
     assert found["presets"]["gpt2"]["parameters"] == 124_439_808
     assert {"adamw", "adam", "sgd", "adafactor", "muon"} == set(found["optimizers"])
-    assert {"linear", "exponential", "cosine", "polynomial", "inverse-sqrt", "wsd", "constant"} == set(found["schedules"])
+    assert {"linear", "exponential", "cosine", "polynomial", "inverse-sqrt", "wsd", "constant"} == set(
+        found["schedules"]
+    )
     assert {"text", "jsonl", "csv", "parquet", "hub"} <= set(found["sources"])
     assert found["versions"]["torch"] and found["machine"]["cores"] >= 1
 
@@ -80,14 +84,24 @@ def test_a_whole_life(text_file: Path, tmp_path: Path) -> None:
     assert figures["metrics"]["loss"] == pytest.approx(result["validation"]["loss"], rel=1e-6)
     on_file = burnish("evaluate", "runs/river", "--data.test", text_file, "--json", cwd=tmp_path)
     assert json.loads(on_file.stdout)["examples"] > figures["examples"]
-    as_model = burnish("evaluate", "runs/river/model", "--data.test", text_file, "--json", "--train.sequence", "32", cwd=tmp_path)
-    assert json.loads(as_model.stdout)["metrics"]["loss"] == pytest.approx(json.loads(on_file.stdout)["metrics"]["loss"], rel=1e-4)
+    as_model = burnish(
+        "evaluate", "runs/river/model", "--data.test", text_file, "--json", "--train.sequence", "32", cwd=tmp_path
+    )
+    assert json.loads(as_model.stdout)["metrics"]["loss"] == pytest.approx(
+        json.loads(on_file.stdout)["metrics"]["loss"], rel=1e-4
+    )
     (tmp_path / "texts.jsonl").write_text('{"text": "The old"}\n{"text": "A stone"}\n')
-    done = burnish("predict", "runs/river", "The king", "texts.jsonl", "--generate.max-tokens", "3", "--json", cwd=tmp_path)
+    done = burnish(
+        "predict", "runs/river", "The king", "texts.jsonl", "--generate.max-tokens", "3", "--json", cwd=tmp_path
+    )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["text"] for answer in answers] == ["The king", "The old", "A stone"]
     piped = subprocess.run(
-        [sys.executable, "-m", "burnish", "predict", "runs/river", "--json"], input="The king\n", capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-m", "burnish", "predict", "runs/river", "--json"],
+        input="The king\n",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert json.loads(piped.stdout)["text"] == "The king"
 

@@ -41,7 +41,7 @@ def resolve(target: str | None, overrides: Mapping[str, Any]) -> tuple[Config, t
     if not isinstance(name, str):
         raise UserError(f"task: none given. Known: {', '.join(registry())}.")
     task = find_task(name)
-    config = parse(values, config_class(task.Settings), stem and str(target) or "settings")
+    config = parse(values, config_class(task.Settings), (stem and str(target)) or "settings")
     if (config.model.path is None) == (config.model.preset is None):
         given = "both given" if config.model.path else "neither given"
         raise UserError(
@@ -76,7 +76,12 @@ def choose_folder(config: Config, task: type[Task], name: str) -> RunFolder:
     number = 1
     while True:
         folder = RunFolder(Path("runs") / (name if number == 1 else f"{name}-{number}"))
-        if fresh or not folder.path.exists() or not folder.is_run or not differences(stored_config(folder, task), config):
+        if (
+            fresh
+            or not folder.path.exists()
+            or not folder.is_run
+            or not differences(stored_config(folder, task), config)
+        ):
             return folder
         number += 1
 
@@ -174,7 +179,9 @@ def train(
         session.show_plan()
         return session.plan.to_json()
     if folder.is_finished and config.run.resume == "auto":
-        terminal.say(f"{folder}: this run is finished; nothing to do. See {folder.report}, or start another with --run.dir.")
+        terminal.say(
+            f"{folder}: this run is finished; nothing to do. See {folder.report}, or start another with --run.dir."
+        )
         return Run(folder)
     if config.run.resume == "never" and folder.is_run:
         with folder.locked():

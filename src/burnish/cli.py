@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import ValidationError
 
 from burnish.config import Config, TaskSettings, config_class, explain, fields, read_recipe
-from burnish.errors import BurnishError, UserError, nearest
+from burnish.errors import BurnishError
 
 _HELP = """Train and fine-tune transformers: exact, fast, whole.
 
@@ -44,7 +44,11 @@ Options stand over the recipe. A group given a plain value sets its first field:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TOKENIZERS_PARALLELISM", "true")):
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TOKENIZERS_PARALLELISM", "true"),
+    ):
         os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -118,11 +122,17 @@ def _settings_parameters(cls: type[Config]) -> list[inspect.Parameter]:
     for position, (name, info) in enumerate(cls.model_fields.items()):
         group: Any = info.annotation
         heading = Group(f"{name}: {(group.__doc__ or '').strip().splitlines()[0]}", sort_key=10 + position)
-        option = Parameter(name=name, group=heading, negative="", show_default=False)
+        option = Parameter(name=name, group=heading, negative="", show_default=_shown)
         parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[group | None, option], default=None)
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[group | None, option], default=None
+            )
         )
     return parameters
+
+
+def _shown(default: Any) -> Any:
+    return None if default in (None, (), "") else default
 
 
 def _app(task_settings: type[TaskSettings]) -> App:
@@ -145,7 +155,9 @@ def _with(function: Callable[..., None], groups: list[inspect.Parameter]) -> Cal
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "settings"]
 
     def command(*args: Any, **kwargs: Any) -> None:
-        given = {p.name: kwargs.pop(p.name).model_dump(exclude_unset=True) for p in groups if kwargs.get(p.name) is not None}
+        given = {
+            p.name: kwargs.pop(p.name).model_dump(exclude_unset=True) for p in groups if kwargs.get(p.name) is not None
+        }
         for parameter in groups:
             kwargs.pop(parameter.name, None)
         function(*args, settings=given, **kwargs)

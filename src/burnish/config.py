@@ -265,7 +265,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > 1_000_000:
             raise UserError(f"{path}: a recipe is at most 1 MB; this file is larger.")
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)  # noqa: S506  (a SafeLoader)
     except OSError as error:
         raise UserError(f"{path}: the recipe cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -314,7 +314,9 @@ def explain(error: ValidationError, cls: type[Config], origin: str) -> str:
     title = error.title.removeprefix("nullable[").removesuffix("]")
     prefix = [group_names[title]] if title in group_names else []  # one group was validated by itself
     for problem in error.errors(include_url=False):
-        path = prefix + [str(part) for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+        path = prefix + [
+            str(part) for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))
+        ]
         path = [part for part in path if part not in ("int", "literal['all']", "constrained-str")]
         name = ".".join(path)
         if problem["type"] == "extra_forbidden":
@@ -322,7 +324,9 @@ def explain(error: ValidationError, cls: type[Config], origin: str) -> str:
             sentence = f"{name}: unknown setting.{nearest(name, known)}"
         else:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            sentence = f"{name}: {_short(problem['input'])} {message}" if "is not a" not in message else f"{name}: {message}"
+            sentence = (
+                f"{name}: {_short(problem['input'])} {message}" if "is not a" not in message else f"{name}: {message}"
+            )
         if sentence not in lines:
             lines.append(sentence.rstrip(".") + ("." if not sentence.endswith("?") else ""))
     head = f"{origin}: " if len(lines) == 1 else f"{origin}: {len(lines)} settings are wrong:\n  "

@@ -13,7 +13,7 @@ from burnish.data.prepare import encode, find_rows
 from burnish.data.tokenizer import load_tokenizer
 from burnish.errors import UserError
 from burnish.evaluate.measure import intervals, score
-from burnish.models.load import build, longest_sequence, make_config
+from burnish.models.load import build, make_config
 from burnish.models.source import model_folder, read_config
 from burnish.plan.derive import choose_device, choose_precision, choose_sequence
 from burnish.run import RunFolder

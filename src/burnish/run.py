@@ -1,8 +1,8 @@
 """The run folder: its files, its lock, and durable writing.
 
-    RUN/  config.yaml  environment.json  plan.json  metrics.jsonl  log.txt  rejects.jsonl
-          tokenizer/  checkpoints/step-000500/  model/
-          figures.json  report.html  card.md  metrics.json   (metrics.json last: it says that the run is finished)
+RUN/  config.yaml  environment.json  plan.json  metrics.jsonl  log.txt  rejects.jsonl
+      tokenizer/  checkpoints/step-000500/  model/
+      figures.json  report.html  card.md  metrics.json   (metrics.json last: it says that the run is finished)
 """
 
 from __future__ import annotations

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from burnish.config import Config
 from burnish.data.loader import Loader
 from burnish.data.order import permutation
-from burnish.data.prepare import Splits, documents, encode, find_rows, recount, tokenizer_cache
+from burnish.data.prepare import documents, encode, find_rows, recount, tokenizer_cache
 from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokenizer
 from burnish.engine import checkpoint
 from burnish.engine.guard import StopSignal
 from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save
-from burnish.engine.loop import Job, State, train
+from burnish.engine.loop import Hook, Job, State, train
 from burnish.env import describe, versions
 from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score
 from burnish.models.freeze import freeze
-from burnish.models.load import Loaded, build, make_config, parameter_count, skeleton, trainable_count
+from burnish.models.load import build, make_config, parameter_count, skeleton, trainable_count
 from burnish.models.load import describe as describe_model
 from burnish.models.scratch import find_preset
 from burnish.models.source import model_folder
@@ -115,11 +114,17 @@ class Session:
         if self.source is None:
             preset = find_preset(config.model.preset or "")
             size = config.model.vocab_size or preset.options["vocab_size"]
-            options |= {"vocab_size": size, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+            options |= {
+                "vocab_size": size,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+            }
             made = make_config({"model_type": preset.model_type, **preset.options}, options, config.train.dropout)
         else:
             if config.model.vocab_size is not None:
-                raise UserError("model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only.")
+                raise UserError(
+                    "model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only."
+                )
             made = make_config(self.source, options, config.train.dropout)
         vocabulary = made.get_text_config().vocab_size
         if len(tokenizer) > vocabulary:
@@ -154,7 +159,9 @@ class Session:
         if best not in self.task_class.metric_names:
             raise unknown(f"metric of {self.task_class.name} in train.best:", best, self.task_class.metric_names)
         if "validation" not in self.stores and (config.train.best or config.train.patience):
-            raise UserError("train.best: there are no validation rows to compare by; give --data.validation or a holdout.")
+            raise UserError(
+                "train.best: there are no validation rows to compare by; give --data.validation or a holdout."
+            )
         why |= reasons
         seen = self.stores["validation"].lengths() if "validation" in self.stores else None
         scored, why["evaluate_rows"] = choose_evaluate_rows(config, store.lengths(), seen, rows, -(-steps // every))
@@ -189,7 +196,8 @@ class Session:
                 )
         if self.config.run.threads not in (None, self.plan.threads):
             self.terminal.say(
-                f"note: going on with {self.plan.threads} threads as the run began; the last bits depend on it", style="yellow"
+                f"note: going on with {self.plan.threads} threads as the run began; the last bits depend on it",
+                style="yellow",
             )
 
     def show_plan(self) -> None:
@@ -211,7 +219,11 @@ class Session:
             ("sequence", f"{plan.sequence} tokens", why.get("sequence", "")),
             ("optimizer", f"{config.optim.name}, peak learning rate {plan.lr:g}", why.get("lr", "")),
             ("schedule", f"{config.schedule.name}, {plan.warmup_steps} steps of warm-up", self._preview()),
-            ("evaluation", f"every {plan.evaluate_every} steps on {plan.evaluate_rows:,} rows", why.get("evaluate_rows", "")),
+            (
+                "evaluation",
+                f"every {plan.evaluate_every} steps on {plan.evaluate_rows:,} rows",
+                why.get("evaluate_rows", ""),
+            ),
             ("precision", plan.precision, why.get("precision", "")),
             ("device", f"{plan.device}, {plan.threads} threads", why.get("device", "")),
             (
@@ -275,11 +287,13 @@ class Session:
         every = Duration.parse(config.checkpoint.every)
         every_steps = None if every.unit == "seconds" else self._steps(every)
         save = Save(every_steps, every.amount, config.checkpoint.keep, log, keep_best)
-        hooks = [log]
+        hooks: list[Hook] = [log]
         if "validation" in self.stores:
             measure = lambda step: self._measure(step, signal)  # noqa: E731
             lower = plan.best in self.task.lower_is_better
-            hooks.append(Evaluate(plan.evaluate_every, measure, plan.best, lower, config.train.patience, log, keep_best))
+            hooks.append(
+                Evaluate(plan.evaluate_every, measure, plan.best, lower, config.train.patience, log, keep_best)
+            )
         hooks += [save, ObeySignals(signal, save)]
         try:
             with signal.deferred(), self.terminal.progress("training", plan.total_steps, state.step):
@@ -387,7 +401,9 @@ class Session:
             step = state.best["step"]
             if step != state.step:
                 self.job.load(checkpoint.path_of(folder.checkpoints, step))
-            self.terminal.say(f"model/ holds step {step}, the best by {state.best['metric']} ({state.best['value']:.4f})")
+            self.terminal.say(
+                f"model/ holds step {step}, the best by {state.best['metric']} ({state.best['value']:.4f})"
+            )
         self._export()
         figures: list[dict[str, Any]] = []
         metrics: dict[str, Any] = {"task": self.task.name, "step": step, "seconds": round(state.seconds, 1)}
@@ -422,7 +438,9 @@ class Session:
             for name, value in metrics.get(split, {}).items():
                 low, high = metrics["intervals"][split][name]
                 rows.append((f"{split} {name}", f"{value:.4f}", f"95 % interval {low:.4f} to {high:.4f}"))
-        rows.append(("time", readable_seconds(metrics["seconds"]), f"{readable_count(metrics['targets'])} targets learned from"))
+        rows.append(
+            ("time", readable_seconds(metrics["seconds"]), f"{readable_count(metrics['targets'])} targets learned from")
+        )
         self.terminal.facts("Done", rows)
         self.terminal.say(f"report  {self.folder.report}")
         self.terminal.say(f'use it  burnish predict {self.folder} "..."')

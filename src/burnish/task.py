@@ -76,7 +76,8 @@ class Task(ABC):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
-        self.settings, self.tokenizer, self.facts = settings, tokenizer, facts
+        self.settings: Any = settings  # of the task's own `Settings` class
+        self.tokenizer, self.facts = tokenizer, facts
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
@@ -148,7 +149,7 @@ def find_subclasses(package: str, base: type[Any]) -> dict[str, type[Any]]:
     for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__):
         module = importlib.import_module(f"{package}.{module_info.name}")
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__:
-                if getattr(value, "name", None):
-                    found[value.name] = value
+            own = isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
+            if own and getattr(value, "name", None):
+                found[value.name] = value
     return dict(sorted(found.items()))

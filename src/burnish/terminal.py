@@ -59,7 +59,9 @@ class Terminal:
         """Print named values with their reasons, aligned."""
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+        table = Table(
+            title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False
+        )
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(overflow="fold", ratio=2)
         table.add_column(style="dim", overflow="fold", ratio=2)

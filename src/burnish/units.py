@@ -84,9 +84,7 @@ class Duration:
             return round(total_steps * self.amount / 100)
         if self.amount == 0:
             return 0
-        return math.ceil(
-            self.rows(rows_per_epoch=rows_per_epoch, batch=batch, tokens_per_row=tokens_per_row) / batch
-        )
+        return math.ceil(self.rows(rows_per_epoch=rows_per_epoch, batch=batch, tokens_per_row=tokens_per_row) / batch)
 
 
 def _check_duration(value: str) -> str:

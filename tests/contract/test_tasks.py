@@ -6,13 +6,13 @@ import inspect
 from pathlib import Path
 
 import pytest
-from helpers import result_of
 
 import burnish
 from burnish.config import TaskSettings
 from burnish.engine import checkpoint
 from burnish.task import registry
 from burnish.terminal import Terminal
+from helpers import result_of
 
 QUIET = Terminal(quiet=True)
 
@@ -50,7 +50,9 @@ class TestTask:
             if inspect.isfunction(value) and not member.startswith("_") and not overrides:
                 assert value.__doc__, f"{name}.{member} has no docstring"
 
-    def test_learns_is_deterministic_and_resumes_bit_equal(self, name: str, toy: dict[str, dict], tmp_path: Path) -> None:
+    def test_learns_is_deterministic_and_resumes_bit_equal(
+        self, name: str, toy: dict[str, dict], tmp_path: Path
+    ) -> None:
         assert name in toy, f"add a toy problem for {name}"
         first = burnish.train(name, terminal=QUIET, run={"dir": str(tmp_path / "first")}, **toy[name])
         losses = [line["loss"] for line in first.history if "loss" in line]
@@ -61,7 +63,11 @@ class TestTask:
         assert result_of(again.path) == result_of(first.path), "not deterministic"
 
         stopped = burnish.train(
-            name, terminal=QUIET, run={"dir": str(tmp_path / "stopped")}, checkpoint={"every": 20, "keep": 3}, **toy[name]
+            name,
+            terminal=QUIET,
+            run={"dir": str(tmp_path / "stopped")},
+            checkpoint={"every": 20, "keep": 3},
+            **toy[name],
         )
         checkpoint.retire(stopped.path / "checkpoints" / "step-000060")
         checkpoint.retire(stopped.path / "checkpoints" / "step-000040")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,13 +45,11 @@ def test_resuming_repeats_and_drops_nothing(
 ) -> None:
     total = size * epochs
     steps = -(-total // batch)
-    expected = [
-        rows_of_step(step, seed=seed, batch=batch, size=size, total_rows=total) for step in range(steps)
-    ]
+    expected = [rows_of_step(step, seed=seed, batch=batch, size=size, total_rows=total) for step in range(steps)]
     loader = Loader(_Rows(size), _Task(), seed, batch, max(1, batch // 2), total, workers)  # type: ignore[arg-type]
     edges = sorted({0, steps, *(int(stop * steps) for stop in stops)})
     seen = []
-    for first, last in zip(edges, edges[1:]):
+    for first, last in pairwise(edges):
         iterator = loader.steps(first, steps)  # each sitting prepares ahead, and is cut off
         seen += [sorted(row for micro in next(iterator) for row in micro.rows) for _ in range(first, last)]
     assert seen == [sorted(rows) for rows in expected]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import sentiment_rows
 
 from burnish.api import resolve
 from burnish.data.loader import collate
@@ -15,6 +14,7 @@ from burnish.run import RunFolder
 from burnish.session import Session
 from burnish.task import Batch
 from burnish.terminal import Terminal
+from helpers import sentiment_rows
 
 TOLERANCE = 1e-5
 """Relative global L2 of the gradient in float32; measured noise is about fifty times below, the naive mean far above."""

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import LM, burnish, result_of
 
 from burnish.engine import checkpoint
 from burnish.errors import UserError
+from helpers import LM, burnish, result_of
 
 
 def _save(folder: Path, step: int) -> Path:
@@ -78,7 +78,10 @@ def test_every_mutant_is_found(tmp_path: Path, name: str, damage: Callable[[Path
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     damage(path)
     after = {file.name: file.read_bytes() for file in path.iterdir()}
-    if json.loads(before["manifest.json"]) == _parsed(after.get("manifest.json")) and {**before, "manifest.json": b""} == {
+    if json.loads(before["manifest.json"]) == _parsed(after.get("manifest.json")) and {
+        **before,
+        "manifest.json": b"",
+    } == {
         **after,
         "manifest.json": b"",
     }:
@@ -101,7 +104,17 @@ def _parsed(data: bytes | None) -> object:
 
 def test_a_run_goes_on_from_the_newest_good_one(text_file: Path, tmp_path: Path) -> None:
     """The command says which checkpoint it passed over and why, and ends like a run without damage."""
-    command = [*LM, "--data.train", text_file, "--train.length", "9 steps", "--checkpoint.every", "3", "--checkpoint.keep", "3"]
+    command = [
+        *LM,
+        "--data.train",
+        text_file,
+        "--train.length",
+        "9 steps",
+        "--checkpoint.every",
+        "3",
+        "--checkpoint.keep",
+        "3",
+    ]
     assert burnish(*command, "--run.dir", tmp_path / "whole").returncode == 0
     folder = tmp_path / "damaged"
     assert burnish(*command, "--run.dir", folder).returncode == 0
@@ -118,7 +131,17 @@ def test_a_run_goes_on_from_the_newest_good_one(text_file: Path, tmp_path: Path)
 
 
 def test_a_named_checkpoint_never_falls_back(text_file: Path, tmp_path: Path) -> None:
-    command = [*LM, "--data.train", text_file, "--train.length", "4 steps", "--checkpoint.every", "2", "--run.dir", tmp_path / "r"]
+    command = [
+        *LM,
+        "--data.train",
+        text_file,
+        "--train.length",
+        "4 steps",
+        "--checkpoint.every",
+        "2",
+        "--run.dir",
+        tmp_path / "r",
+    ]
     assert burnish(*command).returncode == 0
     path = tmp_path / "r" / "checkpoints" / "step-000002"
     (path / "state.json").write_text("{}")

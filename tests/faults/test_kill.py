@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import CLASSIFY, LM, burnish, result_of
 
 from burnish.engine import checkpoint
+from helpers import CLASSIFY, LM, burnish, result_of
 
 
 @pytest.mark.parametrize("part", range(4))

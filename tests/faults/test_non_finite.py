@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import LM
 
 import burnish
 from burnish.errors import GuardError
 from burnish.tasks.causal_lm import TextGeneration
 from burnish.terminal import Terminal
+from helpers import LM
 
 BAD_STEP = 5
 
@@ -84,7 +84,9 @@ def test_stop_names_step_row_and_parameter(poisoned: list[int], text_file: Path,
 def test_skip_is_a_step_without_update(poisoned: list[int], text_file: Path, tmp_path: Path) -> None:
     """Bit for bit the run in which that step makes no update, which is done here by another path (a rollback's window)."""
     poison(poisoned, text_file, tmp_path / "skip")
-    run = burnish.train("text-generation", terminal=Terminal(quiet=True), **settings(text_file, tmp_path / "skip", "skip"))
+    run = burnish.train(
+        "text-generation", terminal=Terminal(quiet=True), **settings(text_file, tmp_path / "skip", "skip")
+    )
     bad = [line for line in lines_of(run.path) if "non_finite" in line]
     assert [line["step"] for line in bad] == [BAD_STEP]
     assert bad[0]["loss"] is None and bad[0]["non_finite"]["loss"] == "nan" and len(bad[0]["non_finite"]["rows"]) == 1

@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import LM, burnish, result_of
 
 from burnish.engine import checkpoint
+from helpers import LM, burnish, result_of
 
 
 def _started(command: list[object], folder: Path, **options: object) -> subprocess.Popen:
     arguments = [sys.executable, "-m", "burnish", *map(str, command), "--run.dir", str(folder)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ, **options)
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ, **options
+    )
 
 
 def _wait_for_steps(folder: Path, process: subprocess.Popen, lines: int = 5) -> None:

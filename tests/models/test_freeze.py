@@ -31,7 +31,9 @@ def test_lowest_layers(tiny_bert: Path) -> None:
     model = _classifier(tiny_bert)
     still = freeze(model, FreezeSettings(layers=1))
     assert all(not n.startswith(("bert.embeddings", "bert.encoder.layer.0")) for n in _trained(model))
-    assert {"classifier.weight", "bert.encoder.layer.1.output.dense.weight", "bert.pooler.dense.weight"} <= _trained(model)
+    assert {"classifier.weight", "bert.encoder.layer.1.output.dense.weight", "bert.pooler.dense.weight"} <= _trained(
+        model
+    )
     set_training_mode(model, still)
     assert not model.bert.embeddings.dropout.training and not model.bert.encoder.layer[0].output.dropout.training
     assert model.bert.encoder.layer[1].output.dropout.training and model.dropout.training
@@ -39,7 +41,9 @@ def test_lowest_layers(tiny_bert: Path) -> None:
     frozen_before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     model(torch.tensor([[2, 7, 8, 3]]), labels=torch.tensor([1])).loss.backward()
     optimizers.step()
-    assert all(p.grad is None and torch.equal(p, frozen_before[n]) for n, p in model.named_parameters() if not p.requires_grad)
+    assert all(
+        p.grad is None and torch.equal(p, frozen_before[n]) for n, p in model.named_parameters() if not p.requires_grad
+    )
     assert not any(key.startswith(("bert.embeddings", "bert.encoder.layer.0")) for key in optimizers.state())
 
 

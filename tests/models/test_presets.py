@@ -51,7 +51,9 @@ def test_initialisation_is_gpt2s() -> None:
     layers = 6
     for name, value in model.named_parameters():
         if "ln_" in name:
-            assert torch.equal(value, torch.ones_like(value) if name.endswith("weight") else torch.zeros_like(value)), name
+            assert torch.equal(value, torch.ones_like(value) if name.endswith("weight") else torch.zeros_like(value)), (
+                name
+            )
         elif name.endswith("bias"):
             assert not value.any(), name
         else:

@@ -89,7 +89,9 @@ class _Payload:
 
 
 @pytest.mark.parametrize("variable", ["", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
-def test_hostile_bin_weights_run_nothing(copy: Path, tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_bin_weights_run_nothing(
+    copy: Path, tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if variable:
         monkeypatch.setenv(variable, "1")
     (copy / "model.safetensors").unlink()

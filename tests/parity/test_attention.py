@@ -66,4 +66,6 @@ def test_whole_models_use_that_path(kind: str) -> None:
     if kind == "bert":
         mask[0, 6:] = 0
     with torch.no_grad():
-        assert torch.allclose(model(ids, attention_mask=mask).logits, plain(ids, attention_mask=mask).logits, atol=1e-12)
+        assert torch.allclose(
+            model(ids, attention_mask=mask).logits, plain(ids, attention_mask=mask).logits, atol=1e-12
+        )

@@ -71,9 +71,10 @@ def test_every_optimizer_learns_and_resumes_bit_equal(name: str) -> None:
 
     model, optimizers = model_and_optimizers()
     first = steps(model, optimizers, 10)
-    saved = {n: p.detach().clone() for n, p in model.state_dict().items()}, {
-        n: t.clone() for n, t in optimizers.state().items()
-    }
+    saved = (
+        {n: p.detach().clone() for n, p in model.state_dict().items()},
+        {n: t.clone() for n, t in optimizers.state().items()},
+    )
     assert steps(model, optimizers, 10) < first
     other, other_optimizers = model_and_optimizers()
     other.load_state_dict(saved[0])
@@ -105,7 +106,10 @@ def test_groups() -> None:
 def test_muon_takes_matrices_and_adamw_the_rest() -> None:
     from burnish.models.load import _from_config, make_config
 
-    model = _from_config("AutoModelForCausalLM", make_config({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 9}, {}, None))
+    model = _from_config(
+        "AutoModelForCausalLM",
+        make_config({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 9}, {}, None),
+    )
     adamw, muon = Optimizers(model, OptimSettings(name="muon"), 1e-3).all
     names = {id(p): n for n, p in model.named_parameters()}
     of = lambda optimizer: {names[id(p)] for g in optimizer.param_groups for p in g["params"]}  # noqa: E731

@@ -168,7 +168,9 @@ def test_exported_classifier_opens_in_a_pipeline(tiny_bert: Path, reviews_file: 
 def test_a_run_starts_from_a_run(tiny_bert: Path, reviews_file: Path, tmp_path: Path) -> None:
     """`--model RUN` loads every tensor of the earlier run, its head included."""
     settings = {"data": str(reviews_file), "train": {"length": "3 steps"}}
-    first = burnish.train("text-classification", terminal=QUIET, model=str(tiny_bert), run={"dir": str(tmp_path / "a")}, **settings)
+    first = burnish.train(
+        "text-classification", terminal=QUIET, model=str(tiny_bert), run={"dir": str(tmp_path / "a")}, **settings
+    )
     session = session_of("text-classification", first.path, reviews_file, tmp_path / "b")
     assert session.loaded.new == [] and session.loaded.left_out == []
     from safetensors.torch import load_file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write_run(
     recipe: dict[str, Any] | None = None,
     best: str,
     steps: int,
-    broken: list[dict[str, str]] = (),  # type: ignore[assignment]
+    broken: Sequence[dict[str, str]] = (),
 ) -> RunFolder:
     """Write a run folder as it is when its session renders report and card: `metrics.json` is not there yet."""
     path.mkdir(parents=True)
@@ -65,8 +66,8 @@ def write_run(
         "threads": 2,
         "command": ["burnish", "train", task, "--data.train", "rows.csv"],
     }
-    recipe = {"task": {"name": task}, "model": {"preset": "gpt2-nano"}, "data": {"train": ["rows.csv"]}} | (recipe or {})
-    folder.config.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    basis = {"task": {"name": task}, "model": {"preset": "gpt2-nano"}, "data": {"train": ["rows.csv"]}}
+    folder.config.write_text(yaml.safe_dump(basis | (recipe or {}), sort_keys=False))
     folder.plan.write_text(json.dumps(plan))
     folder.environment.write_text(json.dumps(environment))
     folder.figures.write_text(json.dumps({"metrics": {"task": task, **metrics}, "figures": figures}))
@@ -163,7 +164,8 @@ def generation_run(path: Path, *, skipped: tuple[int, ...] = (), steps: int = 30
         for temperature in (0.0, 0.8)
         for prompt in ("The king", f"The {PAYLOAD}")
     ]
-    measured = {"validation": metrics, "intervals": {"validation": _ranges(metrics)}} if validation else {"intervals": {}}
+    measured: dict[str, Any] = {"intervals": {"validation": _ranges(metrics)}} if validation else {"intervals": {}}
+    measured |= {"validation": metrics} if validation else {}
     return write_run(
         path,
         task="text-generation",

@@ -29,9 +29,7 @@ class Loader:
 
     def rows(self, step: int) -> list[int]:
         """Return the rows of step `step` (from 0) in the order of the data."""
-        return rows_of_step(
-            step, seed=self.seed, batch=self.batch, size=len(self.store), total_rows=self.total_rows
-        )
+        return rows_of_step(step, seed=self.seed, batch=self.batch, size=len(self.store), total_rows=self.total_rows)
 
     def step(self, step: int) -> list[Batch]:
         """Return the micro-batches of step `step`: its rows by length, so that little is padded."""

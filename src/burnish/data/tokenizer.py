@@ -25,7 +25,9 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: holds no tokenizer that can be read ({problem}). Give --model.tokenizer.") from error
+        raise UserError(
+            f"{folder}: holds no tokenizer that can be read ({problem}). Give --model.tokenizer."
+        ) from error
 
 
 def train_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int) -> Any:

@@ -51,12 +51,17 @@ def _write(temporary: Path, step: int, tensors: dict[str, dict[str, Any]], state
     from safetensors.torch import save_file
 
     for stem, named in tensors.items():
-        save_file({name: value.detach().contiguous() for name, value in named.items()}, temporary / f"{stem}.safetensors")
+        save_file(
+            {name: value.detach().contiguous() for name, value in named.items()}, temporary / f"{stem}.safetensors"
+        )
     (temporary / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False))
     files = {}
     for file in sorted(temporary.iterdir()):
         with open(file, "rb") as handle:
-            files[file.name] = {"size": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+            files[file.name] = {
+                "size": file.stat().st_size,
+                "sha256": hashlib.file_digest(handle, "sha256").hexdigest(),
+            }
             os.fsync(handle.fileno())
     manifest = {"format": FORMAT, "step": step, "files": files}
     with open(temporary / "manifest.json", "w") as handle:
@@ -162,7 +167,9 @@ def chosen(text: str) -> Path:
     """
     path = Path(text)
     if not path.is_dir() or _NAME.fullmatch(path.name) is None:
-        raise UserError(f"run.resume: {text!r} is no checkpoint folder; write auto, never, or RUN/checkpoints/step-000500.")
+        raise UserError(
+            f"run.resume: {text!r} is no checkpoint folder; write auto, never, or RUN/checkpoints/step-000500."
+        )
     try:
         verify(path)
     except Damaged as error:

@@ -65,7 +65,9 @@ class StopSignal:
             return
         if self._deferred:
             raise Stopped(f"{name} again: stopped at once. The last checkpoint is valid; the same command continues.")
-        raise Stopped(f"{name}: stopped outside of training; nothing is lost, the same command starts or continues the run.")
+        raise Stopped(
+            f"{name}: stopped outside of training; nothing is lost, the same command starts or continues the run."
+        )
 
 
 @contextmanager
@@ -129,7 +131,7 @@ def describe_non_finite(
     rows = []
     for row in sorted(row for batch in batches for row in batch.rows):
         model.zero_grad(set_to_none=True)
-        total = sum(task.loss(model, one_row(row)).values())
+        total = torch.stack(list(task.loss(model, one_row(row)).values())).sum()
         if not math.isfinite(float(total.detach())):
             rows.append(row)
             continue
@@ -138,5 +140,3 @@ def describe_non_finite(
             rows.append(row)
     model.zero_grad(set_to_none=True)
     return {"loss": str(loss), "grad_norm": str(norm), "rows": rows, "weight": weight, "gradient": gradient}
-
-

@@ -136,7 +136,10 @@ def train(job: Job, state: State, hooks: list[Hook]) -> State:
         )
         norm = clip(parameters, job.clip)
         lr = max(group["lr"] for optimizer in job.optimizers.all for group in optimizer.param_groups)
-        rows, targets = sum(len(b.rows) for b in micro_batches), int(sum(sum(b.weights.values()) for b in micro_batches))
+        rows, targets = (
+            sum(len(b.rows) for b in micro_batches),
+            int(sum(sum(b.weights.values()) for b in micro_batches)),
+        )
         result = StepResult(loss, norm, lr, rows, targets)
         if state.step in state.skipped:  # a window that a rollback goes around
             pass
@@ -181,7 +184,9 @@ def _non_finite(job: Job, state: State, batches: list[Any], result: StepResult) 
             job.save(state)
         advice = "Mend or remove these rows, lower --optim.lr, or give --run.on-non-finite skip."
         if job.on_non_finite != "stop":
-            advice = f"{len(state.skipped) + 1} steps were skipped, more than is sound: lower --optim.lr or mend the data."
+            advice = (
+                f"{len(state.skipped) + 1} steps were skipped, more than is sound: lower --optim.lr or mend the data."
+            )
         raise GuardError(f"{what} The update was not made. {advice}")
     return StepResult(result.loss, result.grad_norm, result.lr, result.rows, result.targets, found)
 

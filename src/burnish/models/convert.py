@@ -20,7 +20,11 @@ def convert(target: Path, files: list[Path]) -> None:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
         tensors.update({name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)})
     # Tied weights share memory, which safetensors does not express: each name gets its own copy.
-    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, target / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value.clone().contiguous() for name, value in tensors.items()},
+        target / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ def find_stack(model: Any) -> tuple[str, Any]:
 
     best: tuple[str, Any] | None = None
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1:
-            if best is None or len(module) > len(best[1]):
-                best = name, module
+        repeated = isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1
+        if repeated and (best is None or len(module) > len(best[1])):
+            best = name, module
     if best is None:
         raise UserError(f"freeze.layers: {type(model).__name__} has no stack of layers; use --freeze.pattern.")
     return best
@@ -46,11 +46,15 @@ def freeze(model: Any, settings: FreezeSettings) -> list[Any]:
         matched = [value for name, value in model.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
         if not matched:
             names = [name for name, _ in model.named_parameters()]
-            raise UserError(f"freeze.pattern: {pattern!r} matches no parameter; they are named like {names[len(names) // 2]!r}.")
+            raise UserError(
+                f"freeze.pattern: {pattern!r} matches no parameter; they are named like {names[len(names) // 2]!r}."
+            )
         for parameter in matched:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("freeze: every parameter is frozen, so nothing can be learned. Freeze fewer layers or patterns.")
+        raise UserError(
+            "freeze: every parameter is frozen, so nothing can be learned. Freeze fewer layers or patterns."
+        )
     return still + [module for module in model.modules() if _is_frozen(module)]
 
 

@@ -64,7 +64,9 @@ def _dropout_settings(config: Any) -> list[str]:
     return [
         name
         for name, value in config.to_dict().items()
-        if ("drop" in name or name.endswith("_pdrop")) and isinstance(value, float | int) and not isinstance(value, bool)
+        if ("drop" in name or name.endswith("_pdrop"))
+        and isinstance(value, float | int)
+        and not isinstance(value, bool)
     ]
 
 

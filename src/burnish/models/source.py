@@ -42,7 +42,7 @@ def model_folder(name: str, revision: str | None) -> Path:
 
 def _hub_snapshot(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     def fetch(*patterns: str) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))

@@ -98,7 +98,9 @@ def parameter_groups(model: Any, settings: OptimSettings, lr: float) -> list[dic
         for pattern, scale in scales:
             if fnmatch.fnmatchcase(name, pattern):
                 factor, used = factor * scale, used | {pattern}
-        group = groups.setdefault((kind, factor), {"params": [], "kind": kind, "lr": lr * factor, "peak_lr": lr * factor})
+        group = groups.setdefault(
+            (kind, factor), {"params": [], "kind": kind, "lr": lr * factor, "peak_lr": lr * factor}
+        )
         group["weight_decay"] = settings.weight_decay if kind == "matrix" else 0.0
         group["params"].append(parameter)
     for pattern, _ in scales:
@@ -194,5 +196,6 @@ class Optimizers:
                 for parameter in group["params"]:
                     if (saved := fields.get(self.names[id(parameter)])) is not None:
                         optimizer.state[parameter] = {
-                            field: value if value.ndim == 0 else value.to(parameter.device) for field, value in saved.items()
+                            field: value if value.ndim == 0 else value.to(parameter.device)
+                            for field, value in saved.items()
                         }

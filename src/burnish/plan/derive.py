@@ -207,7 +207,9 @@ def choose_length(config: Config, rows: int, tokens_per_row: float) -> tuple[int
     return total_rows, total, warmup, every, why
 
 
-def choose_evaluate_rows(config: Config, train: np.ndarray, validation: np.ndarray | None, plan_rows: int, evaluations: int) -> tuple[int, str]:
+def choose_evaluate_rows(
+    config: Config, train: np.ndarray, validation: np.ndarray | None, plan_rows: int, evaluations: int
+) -> tuple[int, str]:
     """Return how many validation rows are scored on the way, and why. The end of a run always scores all.
 
     Args:

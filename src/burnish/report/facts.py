@@ -82,7 +82,8 @@ class Facts:
     @property
     def last_step(self) -> int:
         """The last step that was trained, as far as the log tells."""
-        return max([self.metrics.get("step", 0), *(line["step"] for line in self.steps[-1:])])
+        lines = [*self.steps[-1:], *self.evaluations[-1:]]
+        return max([self.metrics.get("step", 0), *(line["step"] for line in lines)])
 
     @property
     def status(self) -> str:

@@ -127,17 +127,18 @@ def _window(points: Points) -> int:
 
 
 def validation_charts(facts: Facts) -> list[dict[str, Any]]:
-    """Return a small chart of each metric measured on the way, with `name`, `svg`, its last `value`, or
-    the best one with its step as `best` where it decides what is best."""
+    """Return a small chart of each metric measured on the way, with `name`, `svg`, `value` and `best`.
+
+    `value` is the last one and `best` is None; of the metric that decides, they are the best value and its step.
+    """
     charts = []
     best = facts.evaluations[-1].get("best") if facts.evaluations else None
     for name in dict.fromkeys(name for line in facts.evaluations for name in line["metrics"]):
         points = [(line["step"], line["metrics"][name]) for line in facts.evaluations if name in line["metrics"]]
         if len(points) < 2:
             continue
-        decides = bool(best) and best["metric"] == name
-        step, value = (best["step"], best["value"]) if decides else (None, points[-1][1])
-        ring = (step, value) if decides else None
+        ring = (best["step"], best["value"]) if best and best["metric"] == name else None
+        step, value = ring or (None, points[-1][1])
         label = f"Validation {metric_words(name)} over the steps"
         svg = line_chart(f"on the way {name}", label, [Series(points, SECOND, "dots")], size="small", ring=ring)
         charts.append({"name": name, "svg": svg, "best": step, "value": value})

@@ -36,7 +36,9 @@ class TextClassification(Task):
         counts = Counter(label_name(row) for row in rows)
         if len(counts) < 2:
             only = next(iter(counts), None)
-            raise UserError(f"data.label: classification needs at least two labels; the training rows have only {only!r}.")
+            raise UserError(
+                f"data.label: classification needs at least two labels; the training rows have only {only!r}."
+            )
         if len(counts) > 10_000:
             raise UserError(
                 f"data.label: {len(counts):,} different labels in the training rows; is {sorted(counts)[0]!r} really a class?"
@@ -100,7 +102,9 @@ class TextClassification(Task):
     def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         from torch.nn import functional
 
-        return {"loss": functional.nll_loss(self._log_probabilities(model, batch), batch.targets["labels"], reduction="sum")}
+        return {
+            "loss": functional.nll_loss(self._log_probabilities(model, batch), batch.targets["labels"], reduction="sum")
+        }
 
     def score(self, model: Any, batch: Batch) -> Records:
         probabilities = self._log_probabilities(model, batch).exp()
@@ -120,7 +124,9 @@ class TextClassification(Task):
             "accuracy": float(measure.multiclass_accuracy(probabilities, labels, classes, average="micro")),
             "macro_f1": float(measure.multiclass_f1_score(probabilities, labels, classes, average="macro")),
             "matthews": float(measure.multiclass_matthews_corrcoef(probabilities, labels, classes)),
-            "calibration_error": float(measure.multiclass_calibration_error(probabilities, labels, classes, n_bins=_BINS)),
+            "calibration_error": float(
+                measure.multiclass_calibration_error(probabilities, labels, classes, n_bins=_BINS)
+            ),
         }
 
     def figures(self, records: Records) -> list[dict[str, Any]]:
@@ -141,7 +147,9 @@ class TextClassification(Task):
         ]
         figures: list[dict[str, Any]] = [{"kind": "calibration", "title": "Calibration", "points": points}]
         if len(names) <= 50:
-            figures.insert(0, {"kind": "matrix", "title": "Confusion matrix", "labels": names, "values": matrix.tolist()})
+            figures.insert(
+                0, {"kind": "matrix", "title": "Confusion matrix", "labels": names, "values": matrix.tolist()}
+            )
         return figures
 
     def predict(self, model: Any, texts: Sequence[str], settings: GenerateSettings, seed: int) -> list[dict[str, Any]]:
