@@ -113,7 +113,7 @@ class Vocabulary:
         return Vocabulary(tuple(sorted(set(text))))
 
     def encode(self, text: str) -> tuple[torch.Tensor, list[str]]:
-        """Return the ids of a text, and its characters that are not in the vocabulary; the first one stands in for them."""
+        """Return the ids of a text, and its characters that are not in the vocabulary; id 0 stands in for those."""
         ids = {character: number for number, character in enumerate(self.characters)}
         unknown = [character for character in text if character not in ids]
         return torch.tensor([ids.get(character, 0) for character in text]), unknown

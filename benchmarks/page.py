@@ -50,6 +50,7 @@ NAMES = {
     "burnish": "burnish, the recipe",
     "burnish-fp32": "burnish, the recipe in float32",
     "trainer": "Trainer, its defaults",
+    "trainer-bf16": "Trainer, its defaults in bf16",
     "trainer-tuned": "Trainer, tuned: bf16, rows of like length together",
 }
 
@@ -242,15 +243,15 @@ uses the processor too."""
 
 _SHAKESPEARE = """## Text generation: Shakespeare
 
-Plays and poems, {held_out_bytes:,} bytes of them held out by a hash of each paragraph. The figure is bits per byte over
-every held-out byte, which does not depend on how a side cuts text into tokens; less is better.
+Plays and poems, {held_out_bytes:,} bytes of them held out by a hash of each paragraph. The figure is bits per byte
+over every held-out byte, which does not depend on how a side cuts text into tokens; less is better.
 
 - The n-grams count the training bytes and score the held-out text as one stream.
 - nanoGPT's published recipe for a processor (4 layers, 128 wide, 64 characters, batch 12, float32) is written anew in
   `benchmarks/nanogpt.py` as a plain PyTorch loop. It is run at its published length, and once more with as much
   processor time as burnish's training took; the decay of the learning rate is then as long as that run. Scored in
-  windows of 64 characters, each half a window further. {unknown} held-out characters are not in its vocabulary; they
-  cost 8 bits a byte on top.
+  windows of 64 characters, each half a window further. Held-out characters that are not in its vocabulary: {unknown};
+  each costs 8 bits a byte on top.
 - burnish runs its recipe with a tokenizer learned from the training rows, and also pays for the end of each text,
   which is not counted as a byte.
 

@@ -4,7 +4,7 @@
     python -m benchmarks.trainer_sentiment --one trainer --seed 0      one run, one JSON line
 
 Sides: `burnish` (the recipe), `burnish-fp32`, `trainer` (Trainer's defaults: float32, rows in random order, padding per
-batch), `trainer-tuned` (bfloat16, rows of like length together).
+batch), `trainer-bf16` (the same in bfloat16), `trainer-tuned` (bfloat16, rows of like length together).
 """
 
 from __future__ import annotations
@@ -30,12 +30,18 @@ from burnish.optim.optimizers import parameter_groups
 from burnish.terminal import Terminal
 from burnish.units import Duration
 
-SIDES = ("burnish", "trainer", "trainer-tuned", "burnish-fp32")
+#: Trainer's arguments that differ from its defaults, by side.
+TRAINERS: dict[str, dict[str, Any]] = {
+    "trainer": {},
+    "trainer-bf16": {"bf16": True},
+    "trainer-tuned": {"bf16": True, "train_sampling_strategy": "group_by_length"},
+}
+#: Burnish's precision in place of the recipe's, by side.
+OWN: dict[str, str | None] = {"burnish": None, "burnish-fp32": "fp32"}
+SIDES = ("burnish", "trainer", "trainer-bf16", "trainer-tuned", "burnish-fp32")
 
 #: burnish's schedules as Trainer names them.
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-
-TUNED = {"bf16": True, "train_sampling_strategy": "group_by_length"}
 
 Settings = dict[str, Any]
 """Everything of a recipe and its plan that Trainer needs to do the same work; see `settings_of`."""
@@ -139,7 +145,7 @@ def accuracy(predicted: Any) -> dict[str, float]:
     return {"accuracy": float((np.argmax(predicted.predictions, axis=1) == predicted.label_ids).mean())}
 
 
-def measure_trainer(recipe: Path, settings: Settings, *, seed: int, threads: int, tuned: bool) -> dict[str, Any]:
+def measure_trainer(recipe: Path, settings: Settings, *, side: str, seed: int, threads: int) -> dict[str, Any]:
     """Return what a run of Trainer reached, and what it took.
 
     `train` is the time from before the first step to after the last, `whole` that of the whole process: imports, data,
@@ -174,7 +180,7 @@ def measure_trainer(recipe: Path, settings: Settings, *, seed: int, threads: int
                 disable_tqdm=True,
                 per_device_eval_batch_size=32,
                 **settings["trainer"],
-                **(TUNED if tuned else {}),
+                **TRAINERS[side],
             ),
             data_collator=DataCollatorWithPadding(tokenizer),
             train_dataset=encode(split.train),
@@ -186,7 +192,7 @@ def measure_trainer(recipe: Path, settings: Settings, *, seed: int, threads: int
         held_out = trainer.evaluate()
     whole = Moment.now()
     return {
-        "side": "trainer-tuned" if tuned else "trainer",
+        "side": side,
         "seed": seed,
         "threads": torch.get_num_threads(),
         "precision": "bf16" if trainer.args.bf16 else "fp32",
@@ -241,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, default=RECIPES / "minilm-sentiment.yaml")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--sides", default=",".join(SIDES), help="comma-separated")
     parser.add_argument("--one", choices=SIDES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings", type=json.loads, help="what settings_of returns, as JSON")
@@ -250,13 +256,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sides = given.sides.split(",")
         interleave(given.recipe.resolve(), sides=sides, seeds=given.seeds, threads=given.threads, say=print)
         return
-    if given.one.startswith("burnish"):
-        precision = "fp32" if given.one == "burnish-fp32" else None
-        result = measure_burnish(given.recipe, seed=given.seed, threads=given.threads, precision=precision)
+    same = {"seed": given.seed, "threads": given.threads}
+    if given.one in OWN:
+        result = measure_burnish(given.recipe, **same, precision=OWN[given.one])
     else:
         settings = given.settings or settings_of(given.recipe)
-        tuned = given.one == "trainer-tuned"
-        result = measure_trainer(given.recipe, settings, seed=given.seed, threads=given.threads, tuned=tuned)
+        result = measure_trainer(given.recipe, settings, side=given.one, **same)
     print(json.dumps(result), flush=True)
 
 

@@ -28,7 +28,7 @@ QUIET = ["--quiet", "--disable-pip-version-check"]
 
 def main() -> None:
     """Bring the environment up to date and say what was done."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  (this file runs before anything has checked it)
         sys.exit(
             f"burnish needs Python 3.11 or newer; this is {sys.version.split()[0]}. Give another: make PY=python3.12 ..."
         )

@@ -12,7 +12,7 @@ from burnish.config import Config, config_class, merge, normalise, parse
 from burnish.data.prepare import encode, find_rows
 from burnish.data.tokenizer import load_tokenizer
 from burnish.errors import UserError
-from burnish.evaluate.measure import intervals, score
+from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.load import build, make_config
 from burnish.models.source import model_folder, read_config
 from burnish.plan.derive import choose_device, choose_precision, choose_sequence
@@ -119,7 +119,7 @@ class Opened:
                 precision=self.precision,
                 progress=lambda done: terminal.advance(done),
             )
-        metrics = self.task.metrics(records)
+        metrics = sound_metrics(self.task, records)
         ranges = intervals(self.task, records)
         terminal.facts(
             f"{self.target}: {self.task.name} on {readable_count(len(store))} examples",

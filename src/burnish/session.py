@@ -18,7 +18,7 @@ from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save
 from burnish.engine.loop import Hook, Job, State, train
 from burnish.env import describe, versions
 from burnish.errors import Stopped, UserError, unknown
-from burnish.evaluate.measure import intervals, score
+from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.freeze import freeze
 from burnish.models.load import build, make_config, parameter_count, skeleton, trainable_count
 from burnish.models.load import describe as describe_model
@@ -275,10 +275,9 @@ class Session:
                 self.terminal.say(f"weights: {line}")
         if state.step:
             self.terminal.say(f"continuing after step {state.step} of {plan.total_steps}")
-        self.folder.truncate_log(state.step)
         note = StepNote()
         log = Log(
-            self.folder.log,
+            self.folder,
             config.run.log_every,
             len(self.stores["train"]),
             lambda line, state: self.terminal.advance(state.step, note(line)),
@@ -373,7 +372,7 @@ class Session:
 
         rows = permutation(0, 0, len(self.stores["validation"]))[: self.plan.evaluate_rows]
         records = self._score("validation", obey, sorted(int(row) for row in rows))
-        metrics = self.task.metrics(records)
+        metrics = sound_metrics(self.task, records)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.terminal.say(f"  step {step}  validation  {shown}")
         return metrics
@@ -407,14 +406,18 @@ class Session:
         self._export()
         figures: list[dict[str, Any]] = []
         metrics: dict[str, Any] = {"task": self.task.name, "step": step, "seconds": round(state.seconds, 1)}
-        metrics["targets"] = state.targets
+        metrics |= {
+            "targets": state.targets,
+            "ended": state.ended,
+            "skipped_steps": [step + 1 for step in state.skipped],
+        }
         losses = [line["loss"] for line in folder.log_lines() if line.get("loss") is not None]
         metrics["train_loss"] = sum(losses[-20:]) / len(losses[-20:]) if losses else None
         ranges: dict[str, Any] = {}
         for split in ("validation", "test"):
             if split in self.stores:
                 records = self._score(split)
-                metrics[split] = self.task.metrics(records)
+                metrics[split] = sound_metrics(self.task, records)
                 ranges[split] = intervals(self.task, records)
                 figures += [{"split": split, **figure} for figure in self.task.figures(records)]
         metrics["intervals"] = ranges

@@ -93,6 +93,10 @@ def test_skip_is_a_step_without_update(poisoned: list[int], text_file: Path, tmp
     other = burnish.train(
         "text-generation", terminal=Terminal(quiet=True), **settings(text_file, tmp_path / "rollback", "rollback")
     )
+    passed = [line["step"] for line in lines_of(other.path) if "non_finite" in line]
+    assert passed == [BAD_STEP] and other.metrics["skipped_steps"] == [BAD_STEP]
+    steps = [line["step"] for line in lines_of(other.path) if "loss" in line]
+    assert steps == list(range(1, 13)), "a rollback leaves no step twice in the log"
     for name in ("model/model.safetensors", "checkpoints/step-000012/optimizer.safetensors"):
         assert (run.path / name).read_bytes() == (other.path / name).read_bytes()
 

@@ -6,13 +6,13 @@ import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TextIO
 
 from burnish.engine import checkpoint
 from burnish.engine.guard import StopSignal
 from burnish.engine.loop import Job, State, StepResult
 from burnish.errors import Stopped
+from burnish.run import RunFolder
 
 #: Checkpoints by time are spaced out so far that they cost at most this share of the run.
 MOST_SAVING = 0.05
@@ -22,19 +22,31 @@ class Log:
     """Writes a line of metrics.jsonl for every `every`-th step, and hands it to `show`.
 
     Args:
-        path: metrics.jsonl, opened for appending; each line reaches the system before the next step.
+        folder: its metrics.jsonl is appended to; each line reaches the system before the next step.
         rows_per_epoch: to say how far through the data the run is.
         show: called with each step's line and the state; None while the run starts.
     """
 
-    def __init__(self, path: Path, every: int, rows_per_epoch: int, show: Callable[[dict[str, Any], State], None]):
-        self.every, self.rows_per_epoch, self.show = every, rows_per_epoch, show
-        self.file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed with the run)
+    def __init__(
+        self, folder: RunFolder, every: int, rows_per_epoch: int, show: Callable[[dict[str, Any], State], None]
+    ):
+        self.folder, self.every, self.rows_per_epoch, self.show = folder, every, rows_per_epoch, show
+        self.file: TextIO | None = None
+        self.step = 0
         self.last = time.monotonic()
+
+    def _rewind(self, step: int) -> None:
+        """Drop the lines after `step`: the run starts there, or went back to it."""
+        self.close()
+        self.folder.truncate_log(step)
+        self.file = open(self.folder.log, "a", encoding="utf-8")  # noqa: SIM115  (closed with the run)
 
     def __call__(self, job: Job, state: State, result: StepResult | None) -> None:
         now = time.monotonic()
         elapsed, self.last = now - self.last, now
+        if self.file is None or state.step < self.step:
+            self._rewind(state.step)
+        self.step = state.step
         if result is None:
             return
         state.seconds += elapsed
@@ -56,6 +68,7 @@ class Log:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
+        assert self.file is not None  # opened when the loop first called
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
 
@@ -65,7 +78,8 @@ class Log:
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def finite(value: Any) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,26 +141,23 @@ def train(job: Job, state: State, hooks: list[Hook]) -> State:
             int(sum(sum(b.weights.values()) for b in micro_batches)),
         )
         result = StepResult(loss, norm, lr, rows, targets)
-        if state.step in state.skipped:  # a window that a rollback goes around
-            pass
-        elif math.isfinite(float(loss)) and math.isfinite(float(norm)):
+        passed_over = state.step in state.skipped  # a window that a rollback goes around
+        if not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
+            result = replace(result, non_finite=_described(job, micro_batches, result))
+            if not passed_over:
+                _decide(job, state, result)
+                if job.on_non_finite == "rollback":
+                    state = _rolled_back(job, state)
+                    batches, result = job.loader.steps(state.step, job.total_steps), None
+                    continue
+        elif not passed_over:
             job.optimizers.step()
-        else:
-            result = _non_finite(job, state, micro_batches, result)
-            if job.on_non_finite == "rollback":
-                state = _rolled_back(job, state)
-                batches, result = job.loader.steps(state.step, job.total_steps), None
-                continue
         state.step += 1
         state.targets += targets
 
 
-def _non_finite(job: Job, state: State, batches: list[Any], result: StepResult) -> StepResult:
-    """Describe the bad step; then stop, or note it as skipped. The weights were not touched.
-
-    Raises:
-        GuardError: the policy is to stop, or too many steps were skipped.
-    """
+def _described(job: Job, batches: list[Any], result: StepResult) -> dict[str, Any]:
+    """Return what is known of a step with a non-finite number: its bad rows and their places, the first bad parameter."""
     found = describe_non_finite(
         job.model,
         job.task,
@@ -169,26 +166,35 @@ def _non_finite(job: Job, state: State, batches: list[Any], result: StepResult) 
         float(result.grad_norm),
         lambda row: job.task.collate([job.loader.store[row]]).to(job.device),
     )
-    places = [f"{row} ({job.loader.store.where(row)})" for row in found["rows"][:5]]
-    rows = ", ".join(places) if places else f"no single one of {sorted(r for b in batches for r in b.rows)}"
-    parameter = found["weight"] or found["gradient"] or "none"
-    what = f"Step {state.step + 1}: loss {found['loss']}, gradient norm {found['grad_norm']}. Rows: {rows}. First bad "
-    what += f"{'weight' if found['weight'] else 'gradient'}: {parameter}."
-    state.skipped.append(state.step)
-    last = sorted(state.skipped)[-MOST_SKIPS_IN_A_ROW - 1 :]
+    return {**found, "places": [job.loader.store.where(row) for row in found["rows"]]}
+
+
+def _decide(job: Job, state: State, result: StepResult) -> None:
+    """Stop the run, or note the step as one without an update. The weights were not touched.
+
+    Raises:
+        GuardError: the policy is to stop, a weight is already bad, or more steps were skipped than is sound.
+    """
+    found = result.non_finite or {}
+    skipped = sorted({*state.skipped, state.step})
+    last = skipped[-MOST_SKIPS_IN_A_ROW - 1 :]
     in_a_row = len(last) > MOST_SKIPS_IN_A_ROW and last[-1] - last[0] == MOST_SKIPS_IN_A_ROW
-    too_many = len(state.skipped) > max(MOST_SKIPS_IN_A_ROW, MOST_SKIPS * job.total_steps)
-    if job.on_non_finite == "stop" or found["weight"] or in_a_row or too_many:
-        state.skipped.pop()
-        if not found["weight"]:
-            job.save(state)
-        advice = "Mend or remove these rows, lower --optim.lr, or give --run.on-non-finite skip."
-        if job.on_non_finite != "stop":
-            advice = (
-                f"{len(state.skipped) + 1} steps were skipped, more than is sound: lower --optim.lr or mend the data."
-            )
-        raise GuardError(f"{what} The update was not made. {advice}")
-    return StepResult(result.loss, result.grad_norm, result.lr, result.rows, result.targets, found)
+    too_many = len(skipped) > max(MOST_SKIPS_IN_A_ROW, MOST_SKIPS * job.total_steps)
+    if not (job.on_non_finite == "stop" or found["weight"] or in_a_row or too_many):
+        state.skipped = skipped
+        return
+    if not found["weight"]:
+        job.save(state)
+    pairs = zip(found["rows"], found["places"], strict=True)
+    rows = ", ".join(f"{row} ({place})" for row, place in list(pairs)[:5]) or "no single one, only the batch together"
+    parameter = found["weight"] or found["gradient"] or "none"
+    advice = "Mend or remove these rows, lower --optim.lr, or give --run.on-non-finite skip."
+    if job.on_non_finite != "stop":
+        advice = f"{len(skipped)} steps were skipped, more than is sound: lower --optim.lr or mend the data."
+    raise GuardError(
+        f"Step {state.step + 1}: loss {found['loss']}, gradient norm {found['grad_norm']}. Rows: {rows}. First bad "
+        f"{'weight' if found['weight'] else 'gradient'}: {parameter}. The update was not made. {advice}"
+    )
 
 
 def _rolled_back(job: Job, state: State) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from burnish.data.loader import collate
 from burnish.data.store import Store
 from burnish.engine.step import arithmetic
+from burnish.errors import GuardError
 from burnish.task import Records, Task
 
 
@@ -48,6 +50,22 @@ def score(
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     back = np.argsort(joined.pop("index"), kind="stable")
     return {name: values[back] for name, values in joined.items()}
+
+
+def sound_metrics(task: Task, records: Records) -> dict[str, float]:
+    """Return the metrics of all examples.
+
+    Raises:
+        GuardError: one of them is no number, which would hide in a log as a gap.
+    """
+    metrics = task.metrics(records)
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise GuardError(
+            f"Evaluation: {', '.join(bad)} came out as no finite number, so the model's output is not finite on some row. "
+            "Lower --optim.lr, or look at the data."
+        )
+    return metrics
 
 
 def intervals(

@@ -1,0 +1,30 @@
+"""Arrows point downwards, no module is a tangle, and the public names are complete."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import burnish
+from helpers import ROOT
+
+
+def test_import_layers() -> None:
+    done = subprocess.run([Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_public_names_are_complete_and_documented() -> None:
+    for name in burnish.__all__:
+        value = getattr(burnish, name)
+        assert name == "__version__" or value.__doc__, name
+    assert set(dir(burnish)) >= set(burnish.__all__)
+
+
+def test_the_way_to_the_optimizer_is_short() -> None:
+    """From `burnish train` to `optimizer.step()` a reader needs the command line, api, session, loop, step and hooks."""
+    files = ("cli.py", "api.py", "session.py", "engine/loop.py", "engine/step.py", "engine/hooks.py")
+    source = ROOT / "src" / "burnish"
+    code = [line for name in files for line in (source / name).read_text().splitlines() if line.strip()]
+    assert len(code) < 1500

@@ -1,0 +1,103 @@
+"""The classification benchmark: both sides do the same work, and the baselines learn what there is to learn."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from benchmarks.burnish_side import measure
+from benchmarks.page import check_sentiment
+from benchmarks.rows import digest, read_split
+from benchmarks.tfidf import baselines
+from benchmarks.trainer_sentiment import SIDES, main, settings_of
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, reviews_file: Path, tiny_bert: Path) -> Path:
+    """A recipe like recipes/minilm-sentiment.yaml, small."""
+    path = tmp_path / "reviews.yaml"
+    values = {
+        "task": "text-classification",
+        "model": str(tiny_bert),
+        "data": {"train": str(reviews_file), "holdout": "20%"},
+        "freeze": {"layers": 1},
+        "optim": {"lr": 1e-3},
+        "train": {"length": "2 epochs", "batch": 32},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _same_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put back the cache folder that a measured run replaces by its own."""
+    monkeypatch.setenv("BURNISH_CACHE", os.environ["BURNISH_CACHE"])
+
+
+def test_both_sides_do_the_same_work(recipe: Path, capsys: pytest.CaptureFixture[str]):
+    settings = settings_of(recipe)
+    common = ["--recipe", str(recipe), "--threads", "1", "--settings", json.dumps(settings)]
+    results = [{"side": "baselines", **baselines(recipe)}]
+    for side in SIDES:
+        main(["--one", side, *common])
+        results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    for result in results:
+        result["epochs"] = 2
+    assert [check.what for check in check_sentiment(results) if not check.passed] == []
+    by_side = {result["side"]: result for result in results}
+    assert by_side["burnish"]["rows_learned"] == 2 * results[0]["train_rows"]
+    assert by_side["trainer"]["precision"] == by_side["burnish-fp32"]["precision"] == "fp32"
+    assert by_side["trainer-tuned"]["precision"] == "bf16"
+    for side in SIDES:
+        assert 0 < by_side[side]["train"]["cpu"] < by_side[side]["whole"]["cpu"]
+
+
+def test_settings_are_the_recipes(recipe: Path):
+    settings = settings_of(recipe)
+    assert settings["frozen_layers"] == 1
+    assert settings["trainer"]["num_train_epochs"] == 2
+    assert settings["trainer"]["per_device_train_batch_size"] == 32
+    assert settings["trainer"]["learning_rate"] == 1e-3
+    assert settings["trainer"]["lr_scheduler_type"] == "cosine"
+    assert settings["trainer"]["warmup_steps"] > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("optim", {"name": "muon"}), ("schedule", {"name": "wsd"}), ("train", {"length": "9 steps"})]
+)
+def test_refuses_what_trainer_cannot_be_given_equally(recipe: Path, setting: str, value: dict[str, str]):
+    values = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump({**values, setting: {**values.get(setting, {}), **value}}))
+    with pytest.raises(ValueError, match=f"{setting}.{next(iter(value))}"):
+        settings_of(recipe)
+
+
+def test_burnish_side_measures_text_generation(tmp_path: Path, text_file: Path):
+    recipe = tmp_path / "text.yaml"
+    values = {
+        "task": "text-generation",
+        "model": {"preset": "gpt2-nano", "vocab_size": 300},
+        "data": str(text_file),
+        "train": {"length": "3 steps", "batch": 4, "sequence": 32},
+        "generate": {"max_tokens": 2},
+    }
+    recipe.write_text(yaml.safe_dump(values))
+    result = measure(recipe, seed=0, threads=1)
+    assert result["steps"] == 3
+    assert 0 < result["train"]["cpu"] < result["whole"]["cpu"]
+    assert 0 < result["bits_per_byte"] < 10
+    assert result["held_out_bytes"] == sum(len(row.values["text"].encode()) for row in read_split(recipe).held_out)
+
+
+def test_baselines_on_words_that_decide(tmp_path: Path, reviews_file: Path):
+    recipe = tmp_path / "reviews.yaml"
+    recipe.write_text(yaml.safe_dump({"task": "text-classification", "model": "m", "data": str(reviews_file)}))
+    found = baselines(recipe)
+    split = read_split(recipe)
+    labels = [row.values["label"] for row in split.held_out]
+    assert found["majority"] == labels.count(found["majority_label"]) / len(labels)
+    assert found["tfidf"] > 0.9
+    assert found["rows"] == {"train": digest(split.train), "held_out": digest(split.held_out)}

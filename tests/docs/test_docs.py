@@ -1,0 +1,71 @@
+"""The docs are true: their code runs, their commands exist, their reference is the code's, their languages agree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import ROOT, burnish
+
+GUIDES = [ROOT / "README.md", ROOT / "docs" / "text-generation.md", ROOT / "docs" / "text-classification.md"]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.S)
+
+
+@pytest.fixture
+def place(tmp_path: Path, assets: dict[str, Path], reviews_file: Path, text_file: Path) -> Path:
+    """A folder with the files the docs speak of."""
+    (tmp_path / ".assets").symlink_to(assets["minilm"].parent)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "reviews.csv").write_bytes(reviews_file.read_bytes())
+    (tmp_path / "more.csv").write_bytes(reviews_file.read_bytes())
+    (tmp_path / "book.txt").write_bytes(text_file.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_python_examples_run(guide: Path, place: Path) -> None:
+    for code in blocks(guide, "python"):
+        done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
+def test_commands_are_understood(guide: Path, place: Path) -> None:
+    """Each `burnish train` line plans its run; the other verbs are tried on real runs in tests/test_cli.py."""
+    lines = [line for block in blocks(guide, "console") for line in block.splitlines() if line.startswith("burnish ")]
+    assert lines
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        if words[0] == "train" and "./gpt2" not in words:
+            done = burnish(*words, "--dry-run", cwd=place)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_the_reference_is_the_codes() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from reference import TARGET, reference
+
+    assert TARGET.read_text() == reference(), "run `make docs`"
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    english, chinese = ROOT / "README.md", ROOT / "README.zh.md"
+    commands = lambda path: [line.split("#")[0].strip() for b in blocks(path, "console") for line in b.splitlines()]  # noqa: E731
+    assert commands(english) == commands(chinese)
+    assert blocks(english, "python") == blocks(chinese, "python")
+    assert english.read_text().count("\n## ") == chinese.read_text().count("\n## ")
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
