@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import burnish
 from benchmarks.clock import Moment
-from benchmarks.rows import digest, read_split
+from benchmarks.rows import digest, own_cache, read_split
 from burnish.terminal import Terminal
 
 
@@ -52,12 +51,11 @@ def measure(recipe: Path, *, seed: int, threads: int, precision: str | None = No
         precision: in place of the recipe's.
     """
     watch = Stopwatch()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["BURNISH_CACHE"] = str(Path(folder) / "cache")
+    with own_cache() as folder:
         found = burnish.train(
             str(recipe),
             terminal=watch,
-            run={"dir": str(Path(folder) / "run"), "seed": seed, "threads": threads, "device": "cpu"},
+            run={"dir": str(folder / "run"), "seed": seed, "threads": threads, "device": "cpu"},
             train={"evaluate_every": "100%"} | ({"precision": precision} if precision else {}),
             checkpoint={"every": "1000 hours"},
         )

@@ -37,8 +37,9 @@ class Check:
     passed: bool
 
 
-#: How far the mean training loss and the held-out loss of two sides may lie apart, as a share of burnish's.
-LOSS_TOLERANCE = 0.15
+#: How far the mean training loss and the held-out loss of two sides may lie apart, as a share of burnish's. Trainer
+#: keeps the dropout of frozen layers, so it learns under more noise and its training loss is a little higher.
+LOSS_TOLERANCE = 0.20
 #: How far the processor time of two sides that were given the same may lie apart.
 TIME_TOLERANCE = 0.10
 

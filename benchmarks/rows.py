@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,3 +64,17 @@ def digest(rows: Iterable[Row]) -> str:
         label = label_name(row) if "label" in row.values else ""
         found.update(repr((row.values["text"], label)).encode())
     return found.hexdigest()[:16]
+
+
+@contextmanager
+def own_cache() -> Iterator[Path]:
+    """Give burnish an empty cache while the block runs, so that nothing is prepared already; yields its folder."""
+    before = os.environ.get("BURNISH_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["BURNISH_CACHE"] = str(Path(folder) / "cache")
+        try:
+            yield Path(folder)
+        finally:
+            os.environ.pop("BURNISH_CACHE")
+            if before is not None:
+                os.environ["BURNISH_CACHE"] = before

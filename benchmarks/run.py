@@ -1,6 +1,6 @@
 """Run the benchmarks and write docs/benchmarks.md. The entry of `make bench`.
 
-    python -m benchmarks.run [--quick] [--seeds 3] [--threads N] [shakespeare] [sentiment]
+    python -m benchmarks.run [--quick | --page-only] [--seeds 3] [--threads N] [shakespeare] [sentiment]
 
 The results of each benchmark are kept in runs/benchmarks/NAME.json. Asked for one alone, the page is written again with
 the kept results of the other, if they were made on this machine with these versions.
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -144,47 +144,65 @@ def keep(measured: Measured) -> None:
     (KEPT / f"{measured.name}.json").write_text(json.dumps(asdict(measured), indent=1) + "\n", encoding="utf-8")
 
 
-def kept(name: str, like: Measured) -> Measured | None:
-    """Return the kept results of a benchmark if machine, versions and threads are those of another."""
+def kept(name: str, like: Measured | None) -> Measured | None:
+    """Return the kept results of a benchmark if machine, versions and threads are those of another (None: any)."""
     file = KEPT / f"{name}.json"
-    if not file.is_file():
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if set(values) != {field.name for field in fields(Measured)}:
         return None
-    found = Measured(**json.loads(file.read_text(encoding="utf-8")))
-    return found if (found.environment, found.threads) == (like.environment, like.threads) else None
+    found = Measured(**values)
+    alike = like is None or (found.environment, found.threads) == (like.environment, like.threads)
+    return found if alike else None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, write the page (with --quick: print it), and return 1 if the sides did not do equal work."""
+def with_kept(measured: list[Measured]) -> list[Measured]:
+    """Return what was measured now, and of the other benchmarks what was kept and is comparable."""
+    found = list(measured)
+    for name in SECTIONS:
+        if name not in [entry.name for entry in found]:
+            entry = kept(name, found[0] if found else None)
+            found += [entry] if entry else []
+    return found
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(SECTIONS)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="small, one seed, to stdout: a smoke test")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--quick", action="store_true", help="small, one seed, to stdout: a smoke test")
+    kind.add_argument("--page-only", action="store_true", help="measure nothing; write the page from kept results")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--threads", type=int, default=int(machine()["cores"]))
     given = parser.parse_args(arguments)
-    names = given.names or list(SECTIONS)
-    if unknown := [name for name in names if name not in SECTIONS]:
+    if unknown := [name for name in given.names if name not in SECTIONS]:
         parser.error(f"no such benchmark: {', '.join(unknown)} (there: {', '.join(SECTIONS)})")
+    return given
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run and write the page (with --quick: print it). Returns 1 if the sides did not do equal work."""
+    given = parse(arguments)
     os.chdir(ROOT)
-    command = " ".join(["python -m benchmarks.run", *(sys.argv[1:] if arguments is None else arguments)])
+    command = " ".join(["python -m benchmarks.run", *arguments])
     seeds = given.seeds or (1 if given.quick else 3)
     measured: list[Measured] = []
-    for name in names:
+    for name in [] if given.page_only else given.names or SECTIONS:
         say(f"benchmark {name}")
-        entry = measure(name, seeds=seeds, threads=given.threads, quick=given.quick, command=command)
-        measured.append(entry)
+        measured.append(measure(name, seeds=seeds, threads=given.threads, quick=given.quick, command=command))
         if not given.quick:
-            keep(entry)
+            keep(measured[-1])
     if given.quick:
         print(render(measured))
-    else:
-        others = [kept(name, measured[0]) for name in SECTIONS if name not in names]
-        PAGE.write_text(render([*measured, *(entry for entry in others if entry)]), encoding="utf-8")
+    elif shown := with_kept(measured):
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(render(shown), encoding="utf-8")
         say(f"wrote {PAGE.relative_to(ROOT)}")
     problems = failures(measured)
     for problem in problems:
         say(f"not equal work: {problem}")
-    return 1 if problems else 0
+    return 1 if problems and not given.quick else 0  # so little work is not timed to a tenth
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

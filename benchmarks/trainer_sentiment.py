@@ -23,10 +23,11 @@ import burnish
 from benchmarks.burnish_side import measure as measure_burnish
 from benchmarks.children import run_child
 from benchmarks.clock import Moment
-from benchmarks.rows import RECIPES, digest, labels, read_split, texts
+from benchmarks.rows import RECIPES, Split, digest, labels, own_cache, read_split, texts
 from burnish.api import resolve
 from burnish.config import Config
 from burnish.optim.optimizers import parameter_groups
+from burnish.task import Row
 from burnish.terminal import Terminal
 from burnish.units import Duration
 
@@ -55,7 +56,8 @@ def settings_of(recipe: Path) -> Settings:
     """
     config, _, _ = resolve(str(recipe), {})
     refuse_what_has_no_match(config, recipe)
-    plan = burnish.train(str(recipe), dry_run=True, terminal=Terminal(quiet=True))
+    with own_cache():
+        plan = burnish.train(str(recipe), dry_run=True, terminal=Terminal(quiet=True))
     assert isinstance(plan, dict)
     return {
         "model": config.model.path,
@@ -145,52 +147,59 @@ def accuracy(predicted: Any) -> dict[str, float]:
     return {"accuracy": float((np.argmax(predicted.predictions, axis=1) == predicted.label_ids).mean())}
 
 
+def encode(rows: Sequence[Row], tokenizer: Any, sequence: int, names: list[str]) -> Any:
+    """Return the rows as Trainer takes them."""
+    encoded = tokenizer(texts(rows), truncation=True, max_length=sequence)
+    return [
+        {"input_ids": ids, "attention_mask": mask, "labels": names.index(label)}
+        for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], labels(rows), strict=True)
+    ]
+
+
+def make_trainer(split: Split, settings: Settings, side: str, seed: int, folder: str, watch: Any) -> Any:
+    """Return a Trainer with everything it needs; it saves and evaluates nothing on the way."""
+    from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+
+    names = sorted(set(labels(split.train)))
+    tokenizer: Any = AutoTokenizer.from_pretrained(settings["model"])
+    set_seed(seed)
+    return Trainer(
+        model=make_model(settings, names),
+        args=TrainingArguments(
+            output_dir=folder,
+            seed=seed,
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+            per_device_eval_batch_size=32,
+            **settings["trainer"],
+            **TRAINERS[side],
+        ),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=encode(split.train, tokenizer, settings["sequence"], names),
+        eval_dataset=encode(split.held_out, tokenizer, settings["sequence"], names),
+        compute_metrics=accuracy,
+        callbacks=[watch],
+    )
+
+
 def measure_trainer(recipe: Path, settings: Settings, *, side: str, seed: int, threads: int) -> dict[str, Any]:
     """Return what a run of Trainer reached, and what it took.
 
     `train` is the time from before the first step to after the last, `whole` that of the whole process: imports, data,
-    tokenizing, model, training, evaluation. Nothing is evaluated or saved on the way.
+    tokenizing, model, training, evaluation.
     """
     import torch
-    from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
     torch.set_num_threads(threads)
     split = read_split(recipe)
-    names = sorted(set(labels(split.train)))
-    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
-
-    def encode(rows: Sequence[Any]) -> list[dict[str, Any]]:
-        encoded = tokenizer(texts(rows), truncation=True, max_length=settings["sequence"])
-        return [
-            {"input_ids": ids, "attention_mask": mask, "labels": names.index(label)}
-            for ids, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], labels(rows), strict=True)
-        ]
-
-    set_seed(seed)
-    model = make_model(settings, names)
     watch = make_stopwatch()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=folder,
-                seed=seed,
-                use_cpu=True,
-                save_strategy="no",
-                disable_tqdm=True,
-                per_device_eval_batch_size=32,
-                **settings["trainer"],
-                **TRAINERS[side],
-            ),
-            data_collator=DataCollatorWithPadding(tokenizer),
-            train_dataset=encode(split.train),
-            eval_dataset=encode(split.held_out),
-            compute_metrics=accuracy,
-            callbacks=[watch],
-        )
+        trainer = make_trainer(split, settings, side, seed, folder, watch)
         trained = trainer.train()
         held_out = trainer.evaluate()
     whole = Moment.now()
+    parameters = list(trainer.model.parameters())
     return {
         "side": side,
         "seed": seed,
@@ -199,9 +208,9 @@ def measure_trainer(recipe: Path, settings: Settings, *, side: str, seed: int, t
         "loss": held_out["eval_loss"],
         "accuracy": held_out["eval_accuracy"],
         "mean_train_loss": trained.training_loss,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "same_decay": decayed(trainer) == decayed_by_burnish(model, split.config),
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "same_decay": decayed(trainer) == decayed_by_burnish(trainer.model, split.config),
         "steps": trainer.state.global_step,
         "rows_learned": round(settings["trainer"]["num_train_epochs"] * len(split.train)),
         "train": watch.done.since(watch.began),

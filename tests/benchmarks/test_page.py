@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from benchmarks.children import ChildFailed, run_child
 from benchmarks.page import Measured, failures, ratios, render, spread
 from benchmarks.rows import read_split
-from benchmarks.run import QUICK_ROWS, shrunk
+from benchmarks.run import QUICK_ROWS, keep, kept, shrunk
 
 
 def result(side: str, seed: int, cpu: float, **more: Any) -> dict[str, Any]:
@@ -84,8 +85,8 @@ def test_the_page_says_what_was_not_measured(sentiment: Measured):
         ("rows_learned", 299, "rows learned"),
         ("steps", 13, "steps"),
         ("trainable", 98, "parameters that train"),
-        ("mean_train_loss", 0.6, "training loss"),
-        ("loss", 0.2, "held-out loss"),
+        ("mean_train_loss", 0.62, "training loss"),
+        ("loss", 0.19, "held-out loss"),
         ("same_decay", False, "weight decay"),
     ],
 )
@@ -103,6 +104,19 @@ def test_time_that_was_not_equal_is_found(shakespeare: Measured):
     shakespeare.results[-1]["train"] = {"cpu": 56, "wall": 56}
     [problem] = failures([shakespeare])
     assert "processor time" in problem
+
+
+def test_kept_results_count_only_for_the_same_machine_and_versions(
+    sentiment: Measured, shakespeare: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("benchmarks.run.KEPT", tmp_path)
+    assert kept("sentiment", shakespeare) is None
+    keep(sentiment)
+    assert kept("sentiment", shakespeare) == sentiment
+    assert kept("sentiment", replace(shakespeare, environment={"processor": "another"})) is None
+    assert kept("sentiment", replace(shakespeare, threads=2)) is None
+    (tmp_path / "sentiment.json").write_text('{"name": "of an older form"}')
+    assert kept("sentiment", None) is None
 
 
 def test_a_shrunk_recipe_holds_the_first_rows(tmp_path: Path, text_file: Path, reviews_file: Path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -31,16 +31,10 @@ def recipe(tmp_path: Path, reviews_file: Path, tiny_bert: Path) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _same_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put back the cache folder that a measured run replaces by its own."""
-    monkeypatch.setenv("BURNISH_CACHE", os.environ["BURNISH_CACHE"])
-
-
 def test_both_sides_do_the_same_work(recipe: Path, capsys: pytest.CaptureFixture[str]):
     settings = settings_of(recipe)
     common = ["--recipe", str(recipe), "--threads", "1", "--settings", json.dumps(settings)]
-    results = [{"side": "baselines", **baselines(recipe)}]
+    results: list[dict[str, Any]] = [{"side": "baselines", **baselines(recipe)}]
     for side in SIDES:
         main(["--one", side, *common])
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
