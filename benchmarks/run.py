@@ -129,13 +129,13 @@ def measure(name: str, *, seeds: int, threads: int, quick: bool, command: str) -
     """Return one benchmark, run."""
     subprocess.run([sys.executable, ROOT / "scripts" / "assets.py", *ASSETS[name]], check=True, stdout=sys.stderr)
     recipe = RECIPES / RECIPE_OF[name]
-    load = os.getloadavg()[0]
+    load, code = os.getloadavg()[0], commit()
     with tempfile.TemporaryDirectory() as folder:
         if quick:
             recipe = shrunk(recipe, Path(folder), QUICK_SETTINGS[name])
         results = BENCHMARKS[name](recipe, seeds=seeds, threads=threads, quick=quick)
     today = date.today().isoformat()
-    return Measured(name, results, threads, seeds, quick, today, command, commit(), load, environment())
+    return Measured(name, results, threads, seeds, quick, today, command, code, load, environment())
 
 
 def keep(measured: Measured) -> None:

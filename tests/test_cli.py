@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from helpers import LM, burnish
 
@@ -131,6 +133,15 @@ def here(tmp_path: Path, text_file: Path, reviews_file: Path) -> Path:
     return tmp_path
 
 
+def hollow(model: Path, places: pytest.TempPathFactory) -> Path:
+    """Return a copy of a model that lacks one of its backbone's tensors."""
+    folder = Path(shutil.copytree(model, places.mktemp("hollow") / "model"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.0.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("train text-generatoin --preset gpt2-nano --data.train book.txt", ["Unknown task", "Did you mean 'text-generation'"]),
     ("train text-generation --preset gpt3-nano --data.train book.txt", ["Unknown preset", "Did you mean 'gpt2-nano'"]),
@@ -165,6 +176,8 @@ BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("train text-classification --model {bert} --data.train reviews.csv --data.test other.csv", ["other.csv:3", "'purple'", "training rows"]),
     ("train text-classification --model {bert} --data.train reviews.csv --train.sequence 65", ["65", "64"]),
     ("train text-classification --model {bert} --data.train reviews.csv --model.vocab-size 500", ["--preset only"]),
+    ("train text-generation --model {bert} --data.train book.txt", ["sees later tokens", "decoder"]),
+    ("train text-classification --model {hollow} --data.train reviews.csv", ["do not fit", "backbone are missing"]),
     ("train bad.yaml", ["3 settings are wrong", "optim.lrr", "Did you mean", "optim.name", "trane"]),
     ("train list.yaml", ["list.yaml", "mapping"]),
     ("train twice.yaml", ["twice.yaml", "stands twice", "line 2"]),
@@ -179,9 +192,13 @@ BAD_INPUTS: list[tuple[str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("command", "words"), BAD_INPUTS, ids=[command[:70] for command, _ in BAD_INPUTS])
-def test_bad_input(command: str, words: list[str], here: Path, tiny_bert: Path, trial_cli) -> None:
+def test_bad_input(
+    command: str, words: list[str], here: Path, tiny_bert: Path, trial_cli, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     before = sorted(path.name for path in here.iterdir())
-    _refused(trial_cli(command.format(bert=tiny_bert).split(), here), *words)
+    _refused(
+        trial_cli(command.format(bert=tiny_bert, hollow=hollow(tiny_bert, tmp_path_factory)).split(), here), *words
+    )
     left = sorted(path.name for path in here.iterdir())
     assert [name for name in left if name != "runs"] == before
     assert not (here / "runs").exists() or not list((here / "runs").iterdir()), "something half-written stayed"

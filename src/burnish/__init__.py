@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-# Threads that wait for each other spin before they sleep. libgomp's default spins so long that one other busy process makes a
-# step twenty times slower; this costs 5 % on a quiet machine and keeps a busy one usable (docs/log.md). Read before torch loads.
+# Threads that wait for each other spin before they sleep. libgomp's default spins so long that one other busy process
+# makes a step twenty times slower; this costs 5 % on a quiet machine and keeps a busy one usable (docs/log.md). libgomp
+# reads it once, when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"

@@ -203,13 +203,14 @@ def _remove_if_nothing_began(folder: RunFolder) -> None:
 
 
 def _train(config: Config, task_class: type[Task], folder: RunFolder, terminal: Terminal) -> None:
-    from burnish.engine.guard import StopSignal, resources
+    from burnish.engine.guard import StopSignal, resources, torch_settings_restored
     from burnish.session import Session
 
     signal = StopSignal()
-    with signal.installed(), resources(folder.path):
+    with signal.installed(), resources(folder.path), torch_settings_restored():
         session = Session(config, task_class, folder, terminal)
         session.prepare()
+        session.build()
         session.begin()
         session.show_plan()
         session.train(signal)

@@ -20,7 +20,7 @@ from burnish.env import describe, versions
 from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.freeze import freeze
-from burnish.models.load import build, make_config, parameter_count, skeleton, trainable_count
+from burnish.models.load import build, make_config, parameter_count, quiet, skeleton, trainable_count
 from burnish.models.load import describe as describe_model
 from burnish.models.scratch import find_preset
 from burnish.models.source import model_folder
@@ -50,8 +50,8 @@ from burnish.units import Duration, readable_bytes, readable_count, readable_sec
 class Session:
     """A run from its settings to its report.
 
-    `prepare` reads and checks and writes nothing into the run folder, so a wrong input leaves nothing behind. `begin`
-    writes what the run is. `train` goes from the last checkpoint to the end. `finish` makes what people use.
+    `prepare` and `build` read and check and write nothing into the run folder, so a wrong input leaves nothing behind.
+    `begin` writes what the run is. `train` goes from the last checkpoint to the end. `finish` makes what people use.
     """
 
     plan: Plan
@@ -243,6 +243,19 @@ class Session:
         plan = self.plan
         return Schedule(self.config.schedule, plan.total_steps, plan.warmup_steps).preview(48)
 
+    def build(self) -> None:
+        """Make the model, freshly or from its weights, and all that trains it.
+
+        Raises:
+            UserError: the weights do not fit, or the model cannot do the task.
+        """
+        import torch
+
+        torch.set_num_threads(self.plan.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.job = self._job()
+        self.task.check(self.job.model)
+
     # -- begin ---------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -263,15 +276,10 @@ class Session:
 
     def train(self, signal: StopSignal) -> None:
         """Train to the end of the run, from its newest good checkpoint if it has one."""
-        import torch
-
         config, plan = self.config, self.plan
-        torch.set_num_threads(plan.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        self.job, loaded, state = self._job(), self.loaded, State()
-        state = self._restored(state)
+        state = self._restored(State())
         if state.step == 0:
-            for line in loaded.lines():
+            for line in self.loaded.lines():
                 self.terminal.say(f"weights: {line}")
         if state.step:
             self.terminal.say(f"continuing after step {state.step} of {plan.total_steps}")
@@ -282,7 +290,7 @@ class Session:
             len(self.stores["train"]),
             lambda line, state: self.terminal.advance(state.step, note(line)),
         )
-        keep_best = config.train.best is not None
+        keep_best = "validation" in self.stores
         every = Duration.parse(config.checkpoint.every)
         every_steps = None if every.unit == "seconds" else self._steps(every)
         save = Save(every_steps, every.amount, config.checkpoint.keep, log, keep_best)
@@ -431,7 +439,8 @@ class Session:
     def _export(self) -> None:
         target = self.folder.model
         temporary = target.with_name(f".tmp-model-{os.getpid()}")
-        self.job.model.save_pretrained(str(temporary))
+        with quiet():
+            self.job.model.save_pretrained(str(temporary))
         self.task.tokenizer.save_pretrained(str(temporary))
         replace_folder(temporary, target)
 

@@ -93,6 +93,13 @@ class Task(ABC):
         """Return settings for the model's config, such as its number of labels."""
         return {}
 
+    def check(self, model: Any) -> None:  # noqa: B027  (most tasks take any model their Auto class gives)
+        """Try a built model before the run begins.
+
+        Raises:
+            UserError: it cannot do this task, though it has the head.
+        """
+
     @abstractmethod
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         """Yield examples of at most `sequence` positions, each with the place its (first) row came from."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from benchmarks.nanogpt import Gpt, Recipe, Trained, Vocabulary, evaluate, make_optimizer, train, windows
 
 TEXT = "Now is the winter of our discontent made glorious summer by this sun of York;\n" * 20

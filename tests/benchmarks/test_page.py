@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from benchmarks.children import ChildFailed, run_child
 from benchmarks.page import Measured, failures, ratios, render, spread
 from benchmarks.rows import read_split

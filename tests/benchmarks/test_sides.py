@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from benchmarks.burnish_side import measure
 from benchmarks.page import check_sentiment
 from benchmarks.rows import digest, read_split

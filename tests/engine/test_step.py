@@ -24,7 +24,7 @@ def session_of(task: str, folder: Path, **settings) -> Session:
     config, task_class, _ = resolve(task, {"run": {"dir": str(folder)}, **settings})
     session = Session(config, task_class, RunFolder(folder), Terminal(quiet=True))
     session.prepare()
-    session.job = session._job()
+    session.build()
     return session
 
 

@@ -53,7 +53,8 @@ def poison(row: list[int], text_file: Path, folder: Path) -> int:
     config, task, _ = resolve("text-generation", settings(text_file, folder, "stop"))
     session = Session(config, task, RunFolder(folder), Terminal(quiet=True))
     session.prepare()
-    index = session._job().loader.rows(BAD_STEP - 1)[0]
+    session.build()
+    index = session.job.loader.rows(BAD_STEP - 1)[0]
     ids = session.stores["train"][index]["input_ids"][:-1]
     row.append(int(ids.astype(int).sum()))
     return index

@@ -62,6 +62,17 @@ def test_a_folder_in_use_is_refused(text_file: Path, tmp_path: Path) -> None:
         process.communicate()
 
 
+def test_exhausted_memory_is_a_guards_sentence(tmp_path: Path) -> None:
+    """A real allocation that no machine can make."""
+    import torch
+
+    from burnish.engine.guard import resources
+    from burnish.errors import GuardError
+
+    with pytest.raises(GuardError, match=r"Out of memory.*--train\.micro-batch"), resources(tmp_path):
+        torch.empty(2**50)
+
+
 def test_a_limit_on_file_size_stops_with_exit_code_3(text_file: Path, tmp_path: Path) -> None:
     """Stands for a full disk, without needing one: no file may grow beyond 1 MB, the weights are 3."""
 

@@ -58,7 +58,7 @@ def session_of(task: str, model: Path, data: Path, folder: Path, **train) -> Ses
     )
     session = Session(config, task_class, RunFolder(folder), QUIET)
     session.prepare()
-    session.job = session._job()
+    session.build()
     return session
 
 

@@ -39,6 +39,11 @@ class Store:
             example[name] = self._values[name][start:end]
         return example
 
+    def length(self, index: int) -> int:
+        """Return the number of positions of one example."""
+        start, end = self._offsets["input_ids"][index : index + 2]
+        return int(end - start)
+
     def lengths(self) -> np.ndarray:
         """Return the number of positions of every example."""
         return np.diff(self._offsets["input_ids"])

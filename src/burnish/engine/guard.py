@@ -96,6 +96,20 @@ def resources(folder: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def torch_settings_restored() -> Iterator[None]:
+    """Give torch's process-wide settings back as they were: a run in a notebook changes nothing for the cells after it."""
+    import torch
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

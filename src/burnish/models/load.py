@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,21 @@ def _from_config(auto_class: str, config: Any) -> Any:
         raise
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and reports away; what matters in them is said by burnish."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
+
+
 def build(auto_class: str, config: Any, folder: Path | None) -> tuple[Any, Loaded]:
     """Return the model in float32 and what became of the weights in `folder` (None: fresh weights by the model's rules).
 
@@ -116,16 +132,17 @@ def build(auto_class: str, config: Any, folder: Path | None) -> tuple[Any, Loade
     skeleton(auto_class, config)  # says in one sentence when the architecture has no such head
     folder = with_safetensors(folder)
     try:
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            str(folder),
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with quiet():
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                str(folder),
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{folder}: the weights cannot be loaded ({str(error)[:200]}).") from error
     mismatched = [str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in info["mismatched_keys"]]

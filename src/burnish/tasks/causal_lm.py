@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from burnish.config import GenerateSettings, TaskSettings
+from burnish.errors import UserError
 from burnish.generate.sample import generate
 from burnish.task import Batch, Example, Records, Row, Task
 
@@ -53,6 +54,22 @@ class TextGeneration(Task):
             if len(prompts) == 3:
                 break
         return {"prompts": prompts}
+
+    def check(self, model: Any) -> None:
+        """Refuse a model that sees the tokens it should predict, as an encoder with a language head does."""
+        import torch
+
+        ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
+        was_training = model.training
+        model.eval()
+        with torch.inference_mode():
+            first, second = model(input_ids=ids, use_cache=False).logits[:, 0].float()
+        model.train(was_training)
+        if not torch.allclose(first, second, rtol=1e-4, atol=1e-5):
+            raise UserError(
+                f"model: {type(model).__name__} sees later tokens, so it cannot learn to predict them. "
+                "Take a decoder, such as a GPT-2 or a Llama."
+            )
 
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         stride = sequence if training else max(1, sequence - int(sequence * self.settings.context))

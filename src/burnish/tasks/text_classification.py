@@ -123,7 +123,7 @@ class TextClassification(Task):
             "loss": float(-of_label.log().mean()),
             "accuracy": float(measure.multiclass_accuracy(probabilities, labels, classes, average="micro")),
             "macro_f1": float(measure.multiclass_f1_score(probabilities, labels, classes, average="macro")),
-            "matthews": float(measure.multiclass_matthews_corrcoef(probabilities, labels, classes)),
+            "matthews": _matthews(confusion(records)),
             "calibration_error": float(
                 measure.multiclass_calibration_error(probabilities, labels, classes, n_bins=_BINS)
             ),
@@ -133,8 +133,7 @@ class TextClassification(Task):
         probabilities, labels = records["probabilities"], records["label"]
         names = self.facts["labels"]
         predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-        matrix = np.zeros((len(names), len(names)), int)
-        np.add.at(matrix, (labels, predicted), 1)
+        matrix = confusion(records)
         bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
         points = [
             {
@@ -168,6 +167,24 @@ class TextClassification(Task):
             scores = {name: round(value, 6) for name, value in zip(names, row, strict=True)}
             answers.append({"text": text, "label": names[best], "score": round(row[best], 6), "scores": scores})
         return answers
+
+
+def confusion(records: Records) -> np.ndarray:
+    """Return how often each label (row) was predicted as each (column)."""
+    classes = records["probabilities"].shape[1]
+    matrix = np.zeros((classes, classes), int)
+    np.add.at(matrix, (records["label"], records["probabilities"].argmax(1)), 1)
+    return matrix
+
+
+def _matthews(matrix: np.ndarray) -> float:
+    """Return the correlation of labels and predictions; 0 where one of them never varies (torchmetrics 1.9 gives noise).
+
+    Source: Gorodkin 2004, equation 8.
+    """
+    true, predicted, total = matrix.sum(1).astype(float), matrix.sum(0).astype(float), float(matrix.sum())
+    spread = (total**2 - (predicted**2).sum()) * (total**2 - (true**2).sum())
+    return float((matrix.trace() * total - true @ predicted) / spread**0.5) if spread > 0 else 0.0
 
 
 def label_name(row: Row) -> str:
