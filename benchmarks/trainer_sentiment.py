@@ -39,7 +39,9 @@ TRAINERS: dict[str, dict[str, Any]] = {
 }
 #: Burnish's precision in place of the recipe's, by side.
 OWN: dict[str, str | None] = {"burnish": None, "burnish-fp32": "fp32"}
-SIDES = ("burnish", "trainer", "trainer-bf16", "trainer-tuned", "burnish-fp32")
+SIDES = ("burnish", "trainer", "trainer-tuned")
+#: With the two that show what precision alone does.
+ALL_SIDES = (*SIDES, "trainer-bf16", "burnish-fp32")
 
 #: burnish's schedules as Trainer names them.
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -257,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--sides", default=",".join(SIDES), help="comma-separated")
-    parser.add_argument("--one", choices=SIDES)
+    parser.add_argument("--one", choices=ALL_SIDES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings", type=json.loads, help="what settings_of returns, as JSON")
     given = parser.parse_args(arguments)

@@ -13,7 +13,7 @@ from benchmarks.burnish_side import measure
 from benchmarks.page import check_sentiment
 from benchmarks.rows import digest, read_split
 from benchmarks.tfidf import baselines
-from benchmarks.trainer_sentiment import SIDES, main, settings_of
+from benchmarks.trainer_sentiment import ALL_SIDES, main, settings_of
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_both_sides_do_the_same_work(recipe: Path, capsys: pytest.CaptureFixture
     settings = settings_of(recipe)
     common = ["--recipe", str(recipe), "--threads", "1", "--settings", json.dumps(settings)]
     results: list[dict[str, Any]] = [{"side": "baselines", **baselines(recipe)}]
-    for side in SIDES:
+    for side in ALL_SIDES:
         main(["--one", side, *common])
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     for result in results:
@@ -46,7 +46,7 @@ def test_both_sides_do_the_same_work(recipe: Path, capsys: pytest.CaptureFixture
     assert by_side["burnish"]["rows_learned"] == 2 * results[0]["train_rows"]
     assert by_side["trainer"]["precision"] == by_side["burnish-fp32"]["precision"] == "fp32"
     assert by_side["trainer-tuned"]["precision"] == "bf16"
-    for side in SIDES:
+    for side in ALL_SIDES:
         assert 0 < by_side[side]["train"]["cpu"] < by_side[side]["whole"]["cpu"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class TextGeneration(Task):
     """
 
     name = "text-generation"
+    version = 2
     Settings = CausalLmSettings
     auto_class = "AutoModelForCausalLM"
     metric_names = ("bits_per_byte", "loss", "perplexity")
@@ -82,7 +84,9 @@ class TextGeneration(Task):
         scored = 1  # tokens before this position are context
         for tokens, size, where in self._texts(rows, end):
             ids += tokens
-            bytes_at += [size] + [0] * (len(tokens) - 1)
+            # A row's bytes are spread over its tokens, so that each sequence counts about its own.
+            edges = [size * i // len(tokens) for i in range(len(tokens) + 1)]
+            bytes_at += [after - before for before, after in pairwise(edges)]
             places += [where] * len(tokens)
             while len(ids) > sequence:
                 yield self._example(ids, bytes_at, places, sequence + 1, scored)
