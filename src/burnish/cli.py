@@ -244,6 +244,8 @@ def _predict(
     from burnish.api import predict
     from burnish.terminal import show_answer
 
+    if not inputs and sys.stdin.isatty():
+        print("burnish: one text a line; end with Ctrl-D", file=sys.stderr)
     texts = inputs if inputs else [line.rstrip("\n") for line in sys.stdin]
     for answer in predict(target, texts, task=task, column=text, seed=seed, generate=settings.get("generate", {})):
         if json:

@@ -76,7 +76,10 @@ class Job:
         Raises:
             checkpoint.Damaged: it is not whole, or belongs to another model; nothing was changed then.
         """
-        saved = checkpoint.verify(path)
+        try:
+            state = State(**checkpoint.verify(path))
+        except TypeError as error:
+            raise checkpoint.Damaged(f"{path}/state.json: written by another version of burnish") from error
         weights, optimizer = checkpoint.read(path, "model"), checkpoint.read(path, "optimizer")
         own = self.tensors()["model"]
         if shapes(weights) != shapes(own):
@@ -87,7 +90,7 @@ class Job:
             for name, value in own.items():
                 value.copy_(weights[name])
         self.optimizers.load_state(optimizer)
-        return State(**saved)
+        return state
 
 
 def shapes(tensors: dict[str, Any]) -> dict[str, Any]:

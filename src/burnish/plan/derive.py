@@ -51,8 +51,18 @@ class Plan:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Plan:
-        """Return a stored plan."""
-        return Plan(**values)
+        """Return a stored plan.
+
+        Raises:
+            UserError: another version of burnish wrote it, with other fields.
+        """
+        try:
+            return Plan(**values)
+        except TypeError as error:
+            raise UserError(
+                "plan.json: another version of burnish began this run, so it cannot be continued; its model/ stays usable. "
+                "Give another --run.dir."
+            ) from error
 
 
 def choose_device(config: Config) -> tuple[str, str]:
