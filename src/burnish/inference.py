@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from burnish.config import Config, config_class, merge, normalise, parse
-from burnish.data.prepare import encode, find_rows
+from burnish.data.prepare import Splits, encode, find_rows, read_rows
 from burnish.data.tokenizer import load_tokenizer
+from burnish.env import fingerprint
 from burnish.errors import UserError
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.load import build, make_config
@@ -90,24 +91,21 @@ class Opened:
         Raises:
             UserError: no rows, or rows the model cannot be judged on.
         """
-        config = self.config
+        config, split = self.config, "test"
+        names: tuple[str, ...] = ()
         if data is not None:
             names = (data,) if isinstance(data, str) else tuple(data)
-            config = config.model_copy(update={"data": config.data.model_copy(
-                update={"train": names, "validation": (), "test": (), "holdout": "0", "stratify": False, "group": None}
-            )})  # fmt: skip
-            split = "train"
+            rows, _ = read_rows(names, "data.test", config, self.task_class)
+            splits = Splits(test=rows, fingerprint=fingerprint(rows.fingerprint()))
         elif self.run is None:
             raise UserError(f"{self.target}: give the rows to evaluate on, such as --data.test reviews.csv.")
         else:
-            split = "test" if config.data.test else "validation"
-        splits = find_rows(config, self.task_class)
-        rows = getattr(splits, split)
-        if rows is None:
+            found = find_rows(config, self.task_class)
+            split = "test" if found.test is not None else "validation"
+            splits = Splits(test=getattr(found, split), fingerprint=f"{found.fingerprint} {split}")
+        if splits.test is None:
             raise UserError("data.test: the run has neither test nor validation rows; give --data.test.")
-        splits.train, splits.validation, splits.test = (None, None, rows)  # type: ignore[assignment]
         sequence = self._stored("sequence") or choose_sequence(config, self.model.config)[0]
-        splits.fingerprint += "" if data is not None else f" {split}"
         store = encode(config, self.task, splits, sequence, terminal.say)["test"]
         with terminal.progress("evaluating", len(store)):
             records = score(
@@ -131,7 +129,7 @@ class Opened:
         return {
             "target": self.target,
             "task": self.task.name,
-            "data": list(config.data.train) if data is not None else split,
+            "data": list(names) or split,
             "examples": len(store),
             "metrics": metrics,
             "intervals": ranges,

@@ -41,6 +41,9 @@ def test_model_and_data_set_from_the_hub(repos: dict[str, Path], tmp_path: Path)
     assert first["test"] == second["test"] and first["validation"] == second["validation"]
     done = burnish("evaluate", tmp_path / "online", "--json", env={**env, "HF_HUB_OFFLINE": "1"})
     assert json.loads(done.stdout)["examples"] == 20
+    command = ["evaluate", tmp_path / "online", "--data.test", "team/reviews", "--json"]
+    done = burnish(*command, env={**env, "HF_HUB_OFFLINE": "1"})
+    assert json.loads(done.stdout)["examples"] == 20, "a Hub id given as test data is its test split"
 
 
 def test_what_the_hub_does_not_have(repos: dict[str, Path], tmp_path: Path, reviews_file: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,25 @@ from burnish.units import share
 class Splits:
     """The rows of a run before encoding."""
 
-    train: Iterable[Row]
-    validation: Iterable[Row] | None
-    test: Iterable[Row] | None
-    fingerprint: str
+    train: Iterable[Row] = ()
+    validation: Iterable[Row] | None = None
+    test: Iterable[Row] | None = None
+    fingerprint: str = ""
     """Identifies content, columns and split: equal if and only if the rows are."""
     broken: list[BrokenRow] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+
+
+def read_rows(
+    names: Sequence[str], setting: str, config: Config, task: type[Task], extra: Sequence[str] = ()
+) -> tuple[Rows, list[BrokenRow]]:
+    """Return the rows behind files, folders and Hub ids, and the broken ones among them.
+
+    Raises:
+        UserError: files or columns are missing, or more rows are broken than allowed.
+    """
+    rows = Rows(find_parts(names, setting, fetch_dataset), task.columns(config.data), extra)
+    return rows, rows.check(setting, config.data.on_bad_row)
 
 
 def find_rows(config: Config, task: type[Task]) -> Splits:
@@ -45,15 +57,13 @@ def find_rows(config: Config, task: type[Task]) -> Splits:
         raise UserError("data.stratify: rows cannot be kept in groups and stratified at once; drop one of the two.")
     if data.stratify and "label" not in task.columns(data):
         raise UserError(f"data.stratify: {task.name} has no labels to stratify by.")
-    columns = task.columns(data)
     found: dict[str, Rows] = {}
     broken: list[BrokenRow] = []
     for split, names in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if names:
-            setting = f"data.{split}"
-            parts = find_parts(names, setting, fetch_dataset)
-            found[split] = Rows(parts, columns, [data.group] if data.group and split == "train" else [])
-            broken += found[split].check(setting, data.on_bad_row)
+            extra = [data.group] if data.group and split == "train" else []
+            found[split], bad = read_rows(names, f"data.{split}", config, task, extra)
+            broken += bad
     train: Iterable[Row] = found["train"]
     validation: Iterable[Row] | None = found.get("validation")
     part = share(data.holdout)
@@ -83,7 +93,7 @@ def encode(config: Config, task: Task, splits: Splits, sequence: int, say: Calla
     content = content_of(task.tokenizer)
     stores = {}
     for split, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
-        if rows is None:
+        if not rows:
             continue
         training = split == "train"
         settings = task.settings.model_dump(mode="json")
