@@ -193,9 +193,11 @@ class Optimizers:
             fields.setdefault(name, {})[field] = value
         for optimizer in self.all:
             for group in optimizer.param_groups:
+                # As torch's own loading does: counters stay on the CPU unless a fused kernel reads them on the device.
+                on_device = group.get("fused") or group.get("capturable")
                 for parameter in group["params"]:
                     if (saved := fields.get(self.names[id(parameter)])) is not None:
                         optimizer.state[parameter] = {
-                            field: value if value.ndim == 0 else value.to(parameter.device)
+                            field: value.to(parameter.device) if value.ndim or on_device else value
                             for field, value in saved.items()
                         }
