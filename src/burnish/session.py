@@ -94,7 +94,7 @@ class Session:
 
     def _tokenizer(self) -> Any:
         model = self.config.model
-        if self.folder.tokenizer.is_dir():
+        if self.resuming:
             return load_tokenizer(self.folder.tokenizer)
         if model.tokenizer is not None:
             path = Path(model.tokenizer).expanduser()

@@ -53,7 +53,13 @@ class TextClassification(Task):
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
             "problem_type": "single_label_classification",
+            "pad_token_id": self._pad_id(),
         }
+
+    def _pad_id(self) -> int:
+        """Return the id that fills rows up; decoders without one of their own find a text's end by it."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(number for number in ids if number is not None)
 
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         index = {label: number for number, label in enumerate(self.facts["labels"])}
@@ -86,8 +92,7 @@ class TextClassification(Task):
         import torch
 
         longest = max(len(example["input_ids"]) for example in examples)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.full((len(examples), longest), 0 if pad is None else pad)
+        ids = torch.full((len(examples), longest), self._pad_id())
         mask = torch.zeros(len(examples), longest, dtype=torch.long)
         for row, example in enumerate(examples):
             size = len(example["input_ids"])
