@@ -105,14 +105,15 @@ def quiet() -> Iterator[None]:
     """Keep transformers' own progress bars and reports away; what matters in them is said by burnish."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
 
 def build(auto_class: str, config: Any, folder: Path | None) -> tuple[Any, Loaded]:
