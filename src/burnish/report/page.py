@@ -165,8 +165,8 @@ def notes(facts: Facts) -> list[dict[str, Any]]:
         found.append({"text": text, "details": []})
     if facts.metrics and facts.last_step < facts.plan["total_steps"]:
         text = f"The run ended early, after {facts.last_step:,} of {facts.plan['total_steps']:,} steps"
-        if patience := facts.config.train.patience:
-            text += f": no better {metric_words(facts.plan['best'])} in {patience} evaluations"
+        if why := facts.metrics.get("ended"):
+            text += f": {why}"
         found.append({"text": f"{text}.", "details": []})
     return found
 
