@@ -66,11 +66,13 @@ class TestTask:
             name,
             terminal=QUIET,
             run={"dir": str(tmp_path / "stopped")},
-            checkpoint={"every": 20, "keep": 3},
+            checkpoint={"every": 20, "keep": 99},
             **toy[name],
         )
-        checkpoint.retire(stopped.path / "checkpoints" / "step-000060")
-        checkpoint.retire(stopped.path / "checkpoints" / "step-000040")
+        folder = stopped.path / "checkpoints"
+        for step in checkpoint.steps(folder):
+            if step > 20:
+                checkpoint.retire(checkpoint.path_of(folder, step))
         stopped.folder.metrics.unlink()
         resumed = burnish.train(name, terminal=QUIET, run={"dir": str(tmp_path / "stopped")}, **toy[name])
         assert result_of(resumed.path) == result_of(first.path), "does not resume bit-equal"

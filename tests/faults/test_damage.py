@@ -114,6 +114,8 @@ def test_a_run_goes_on_from_the_newest_good_one(text_file: Path, tmp_path: Path)
         "3",
         "--checkpoint.keep",
         "3",
+        "--train.evaluate-every",
+        "9 steps",
     ]
     assert burnish(*command, "--run.dir", tmp_path / "whole").returncode == 0
     folder = tmp_path / "damaged"
@@ -139,6 +141,8 @@ def test_a_named_checkpoint_never_falls_back(text_file: Path, tmp_path: Path) ->
         "4 steps",
         "--checkpoint.every",
         "2",
+        "--checkpoint.keep",
+        "9",
         "--run.dir",
         tmp_path / "r",
     ]

@@ -37,7 +37,14 @@ def settings(text_file: Path, folder: Path, policy: str, length: int = 12) -> di
     return {
         "model": {"preset": "gpt2-nano", "vocab_size": 300},
         "data": {"train": str(text_file), "workers": 0},
-        "train": {"length": f"{length} steps", "batch": 4, "micro_batch": 1, "sequence": 32, "precision": "fp32"},
+        "train": {
+            "length": f"{length} steps",
+            "batch": 4,
+            "micro_batch": 1,
+            "sequence": 32,
+            "precision": "fp32",
+            "evaluate_every": f"{length} steps",
+        },
         "generate": {"max_tokens": 2},
         "checkpoint": {"every": "2"},
         "run": {"dir": str(folder), "on_non_finite": policy},
