@@ -92,6 +92,11 @@ def test_a_whole_life(text_file: Path, tmp_path: Path) -> None:
     assert json.loads(as_model.stdout)["metrics"]["loss"] == pytest.approx(
         json.loads(on_file.stdout)["metrics"]["loss"], rel=1e-4
     )
+    (tmp_path / "lines.csv").write_text("line\nThe old king sees a stone.\n")
+    column = burnish(
+        "evaluate", "runs/river", "--data.test", "lines.csv", "--data.text", "line", "--json", cwd=tmp_path
+    )
+    assert json.loads(column.stdout)["examples"] == 1, column.stderr
     (tmp_path / "texts.jsonl").write_text('{"text": "The old"}\n{"text": "A stone"}\n')
     done = burnish(
         "predict", "runs/river", "The king", "texts.jsonl", "--generate.max-tokens", "3", "--json", cwd=tmp_path
@@ -124,6 +129,8 @@ def here(tmp_path: Path, text_file: Path, reviews_file: Path) -> Path:
     (tmp_path / "blank.txt").write_text("\n \n\n")
     (tmp_path / "binary.txt").write_bytes(os.urandom(5000))
     (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"good king {i},yes\n" for i in range(60)))
+    (tmp_path / "gaps.csv").write_text("text,label\n" + "good king,yes\nbad king,\n" * 30)
+    (tmp_path / "header.csv").write_text("text,text,label\na,b,c\n")
     (tmp_path / "other.csv").write_text("text,label\ngood king,positive\nbad king,purple\n")
     (tmp_path / "broken.jsonl").write_text('{"text": "a good king"}\n{"text": 3}\n{oops\n' * 20)
     (tmp_path / "bad.yaml").write_text("task: text-generation\noptim: {lrr: 1, name: [3]}\ntrane: {batch: 3}\n")
@@ -134,11 +141,14 @@ def here(tmp_path: Path, text_file: Path, reviews_file: Path) -> Path:
 
 
 def hollow(model: Path, places: pytest.TempPathFactory) -> Path:
-    """Return a copy of a model that lacks one of its backbone's tensors."""
+    """Return a copy of a model that lacks one of its backbone's tensors; beside it `mute`, which lacks its tokenizer."""
     folder = Path(shutil.copytree(model, places.mktemp("hollow") / "model"))
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.0.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder.parent / "mute").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model / name, folder.parent / "mute" / name)
     return folder
 
 
@@ -172,6 +182,9 @@ BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("train text-generation --preset gpt2-nano --data.train book.txt --data.holdout 120%", ["data.holdout", "120%"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --data.stratify", ["no labels to stratify by"]),
     ("train text-classification --model {bert} --data.train one.csv", ["at least two labels", "'yes'"]),
+    ("train text-classification --model {bert} --data.train gaps.csv", ["gaps.csv:3", "'label' is empty"]),
+    ("train text-classification --model {bert} --data.train header.csv", ["header.csv:1", "'text' stands twice"]),
+    ("train text-classification --model {mute} --data.train reviews.csv", ["holds no tokenizer"]),
     ("train text-classification --model {bert} --data.train reviews.csv --data.label mood", ["no column 'mood'"]),
     ("train text-classification --model {bert} --data.train reviews.csv --data.test other.csv", ["other.csv:3", "'purple'", "training rows"]),
     ("train text-classification --model {bert} --data.train reviews.csv --train.sequence 65", ["65", "64"]),
@@ -196,9 +209,9 @@ def test_bad_input(
     command: str, words: list[str], here: Path, tiny_bert: Path, trial_cli, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     before = sorted(path.name for path in here.iterdir())
-    _refused(
-        trial_cli(command.format(bert=tiny_bert, hollow=hollow(tiny_bert, tmp_path_factory)).split(), here), *words
-    )
+    folder = hollow(tiny_bert, tmp_path_factory)
+    given = command.format(bert=tiny_bert, hollow=folder, mute=folder.parent / "mute").split()
+    _refused(trial_cli(given, here), *words)
     left = sorted(path.name for path in here.iterdir())
     assert [name for name in left if name != "runs"] == before
     assert not (here / "runs").exists() or not list((here / "runs").iterdir()), "something half-written stayed"

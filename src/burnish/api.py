@@ -220,7 +220,7 @@ def _train(config: Config, task_class: type[Task], folder: RunFolder, terminal: 
 def evaluate(
     target: str,
     *,
-    data: str | Sequence[str] | None = None,
+    data: str | Sequence[str] | Mapping[str, Any] | None = None,
     task: str | None = None,
     terminal: Terminal | None = None,
     **settings: Any,
@@ -229,16 +229,22 @@ def evaluate(
 
     Args:
         target: a run folder, a model folder or a Hub id.
-        data: files, folders or Hub ids. Default: the run's own test rows, or its validation rows.
+        data: files, folders or Hub ids, or a group of settings such as `{"test": "more.csv", "text": "review"}`. Default:
+            the run's own test rows, or its validation rows.
         task: needed where the model's architecture does not say it.
-        settings: groups of settings over the run's, such as `data={"text": "review"}`.
+        settings: groups of settings over the run's.
 
     Raises:
         UserError: the target or the data cannot be used.
     """
     from burnish.inference import open_model
 
-    return open_model(target, task=task, settings=settings).evaluate(data, terminal or Terminal())
+    rows: Any = data
+    if isinstance(data, Mapping):
+        group = dict(data)
+        rows = group.pop("test", None)
+        settings["data"] = group
+    return open_model(target, task=task, settings=settings).evaluate(rows, terminal or Terminal())
 
 
 def predict(

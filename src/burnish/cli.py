@@ -205,10 +205,7 @@ def _evaluate(target: str, /, *, task: str | None = None, json: _Flag = False, s
     from burnish.api import evaluate
     from burnish.terminal import Terminal
 
-    data = settings.pop("data", {})
-    rows = data.pop("test", None) or data.pop("validation", None) or data.pop("train", None)
-    settings |= {"data": data} if data else {}
-    result = evaluate(target, data=rows, task=task, terminal=Terminal(to_stderr=json), **settings)
+    result = evaluate(target, task=task, terminal=Terminal(to_stderr=json), **settings)
     if json:
         _print_json(result)
 

@@ -145,15 +145,17 @@ class RunFolder:
         return kept
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl; a line torn by a kill is left out."""
+        """Return the lines of metrics.jsonl; a line that is torn or foreign is left out."""
         if not self.log.is_file():
             return []
         lines = []
-        for text in self.log.read_text(encoding="utf-8").splitlines():
+        for text in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:
                 continue
+            if isinstance(line, dict) and "step" in line:
+                lines.append(line)
         return lines
 
     def truncate_log(self, step: int) -> None:

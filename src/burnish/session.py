@@ -233,6 +233,11 @@ class Session:
             ),
             ("exactness", limits_of_exactness(self.model_config), ""),
         ]
+        if self.task.cuts_long_rows:
+            cut = int((self.stores["train"].lengths() >= plan.sequence).sum())
+            if cut:
+                advice = "what lies beyond is not read; --train.sequence sets the limit"
+                rows.insert(4, ("long rows", f"{cut:,} training rows reach {plan.sequence} tokens and are cut", advice))
         if self.splits.broken:
             first = self.splits.broken[0]
             rows.insert(4, ("broken rows", f"{len(self.splits.broken)} skipped", f"{first.where}: {first.reason}"))

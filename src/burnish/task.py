@@ -75,6 +75,9 @@ class Task(ABC):
     """What `metrics` returns; the first is the one by which checkpoints are compared when the user names none."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
 
+    cuts_long_rows: ClassVar[bool] = False
+    """Whether `encode` drops what does not fit into `sequence`; the plan then says how many rows reach it."""
+
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         self.settings: Any = settings  # of the task's own `Settings` class
         self.tokenizer, self.facts = tokenizer, facts

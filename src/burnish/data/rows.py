@@ -129,13 +129,11 @@ class Rows:
             if column not in row.values:
                 return BrokenRow(row.where, f"has no column {column!r} (its columns: {_names(row.values)})")
             value = row.values[column]
-            if value is None or value != value:
+            if value is None or value != value or (isinstance(value, str) and not value.strip()):
                 return BrokenRow(row.where, f"{column!r} is empty")
             if name == "text":
                 if not isinstance(value, str):
                     return BrokenRow(row.where, f"{column!r} is {type(value).__name__}, not text")
-                if not value.strip():
-                    return BrokenRow(row.where, f"{column!r} is empty")
                 problem = text_problem(value)
                 if problem:
                     return BrokenRow(row.where, f"{column!r} {problem}")

@@ -10,6 +10,7 @@ from typing import Any
 from burnish.errors import UserError
 from burnish.run import remove_folder, replace_folder
 
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -21,6 +22,9 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if not any(file for pattern in _FILES for file in folder.glob(pattern)):
+        # transformers would make an empty one by the model's type, which knows no word
+        raise UserError(f"{folder}: holds no tokenizer ({', '.join(_FILES)}). Give --model.tokenizer.")
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:

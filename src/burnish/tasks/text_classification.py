@@ -26,6 +26,7 @@ class TextClassification(Task):
     auto_class = "AutoModelForSequenceClassification"
     metric_names = ("accuracy", "loss", "macro_f1", "matthews", "calibration_error")
     lower_is_better = frozenset({"loss", "calibration_error"})
+    cuts_long_rows = True
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from burnish.data.files import open_lines
 from burnish.data.rows import BrokenRow, Source
+from burnish.errors import UserError
 from burnish.task import Row
 
 
@@ -34,6 +35,8 @@ class CsvSource(Source):
                 continue
             if header is None:
                 header = [name.strip() for name in fields]
+                if twice := {name for name in header if header.count(name) > 1}:
+                    raise UserError(f"{path}:{line}: the column {min(twice)!r} stands twice in the header; rename one.")
             elif len(fields) == len(header):
                 yield Row(dict(zip(header, fields, strict=True)), f"{path}:{line}")
             elif fields:
