@@ -63,6 +63,8 @@ class DataSettings(Settings):
     """Rows to evaluate once, at the end."""
     text: str = "text"
     """Column that holds the text."""
+    prompt: str | None = None
+    """Column that holds what stands before the text: it is read, not learned (text-generation)."""
     label: str = "label"
     """Column that holds the label."""
     group: str | None = None

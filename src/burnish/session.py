@@ -233,7 +233,7 @@ class Session:
             ),
             ("exactness", limits_of_exactness(self.model_config), ""),
         ]
-        if self.task.cuts_long_rows:
+        if self.task.cuts_long_rows():
             cut = int((self.stores["train"].lengths() >= plan.sequence).sum())
             if cut:
                 advice = "what lies beyond is not read; --train.sequence sets the limit"

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
@@ -46,13 +46,18 @@ class Batch:
     targets: dict[str, torch.Tensor]
     weights: dict[str, float]
     """Loss term to the number of targets it sums over, counted when the batch is made."""
+    lengths: list[int] | None = None
+    """Positions of each row, where the inputs are padded on the right; None: the model decides how many there are."""
     rows: list[int] = field(default_factory=list)
     """Index of each example in its store."""
+    prefix: torch.Tensor | None = None
+    """What the model's frozen layers give for these rows, laid end to end, if it is known already."""
 
     def to(self, device: str) -> Batch:
         """Return the batch with its tensors on `device`."""
         move = lambda tensors: {name: value.to(device, non_blocking=True) for name, value in tensors.items()}  # noqa: E731
-        return Batch(move(self.inputs), move(self.targets), self.weights, self.rows)
+        prefix = None if self.prefix is None else self.prefix.to(device, non_blocking=True)
+        return replace(self, inputs=move(self.inputs), targets=move(self.targets), prefix=prefix)
 
 
 class Task(ABC):
@@ -75,9 +80,6 @@ class Task(ABC):
     """What `metrics` returns; the first is the one by which checkpoints are compared when the user names none."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
 
-    cuts_long_rows: ClassVar[bool] = False
-    """Whether `encode` drops what does not fit into `sequence`; the plan then says how many rows reach it."""
-
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         self.settings: Any = settings  # of the task's own `Settings` class
         self.tokenizer, self.facts = tokenizer, facts
@@ -91,6 +93,10 @@ class Task(ABC):
     @abstractmethod
     def learn(cls, rows: Iterable[Row]) -> dict[str, Any]:
         """Return what must be known of all training rows before any can be encoded, such as the label names."""
+
+    def cuts_long_rows(self) -> bool:
+        """Return whether `encode` drops what does not fit into `sequence`; the plan then says how many rows reach it."""
+        return False
 
     def model_options(self) -> dict[str, Any]:
         """Return settings for the model's config, such as its number of labels."""

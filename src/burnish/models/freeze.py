@@ -7,24 +7,7 @@ from typing import Any
 
 from burnish.config import FreezeSettings
 from burnish.errors import UserError
-
-
-def find_stack(model: Any) -> tuple[str, Any]:
-    """Return the name and the `ModuleList` of the model's repeated layers: the longest list of one class.
-
-    Raises:
-        UserError: the model has none.
-    """
-    from torch import nn
-
-    best: tuple[str, Any] | None = None
-    for name, module in model.named_modules():
-        repeated = isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1
-        if repeated and (best is None or len(module) > len(best[1])):
-            best = name, module
-    if best is None:
-        raise UserError(f"freeze.layers: {type(model).__name__} has no stack of layers; use --freeze.pattern.")
-    return best
+from burnish.models.stack import find_stack
 
 
 def freeze(model: Any, settings: FreezeSettings) -> list[Any]:

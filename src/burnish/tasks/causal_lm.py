@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
-from burnish.config import GenerateSettings, TaskSettings
+from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.errors import UserError
 from burnish.generate.sample import generate
 from burnish.task import Batch, Example, Records, Row, Task
@@ -32,10 +32,14 @@ class CausalLmSettings(TaskSettings):
 
 
 class TextGeneration(Task):
-    """Texts laid end to end, each closed by the end-of-text token, cut into sequences of equal length.
+    """Learn to predict running text, or answers to prompts.
 
-    Every token is a target exactly once: a sequence carries one token more than it has positions, its last token is the
-    next one's first. In evaluation the sequences overlap by `context`, and each token is still scored once.
+    Texts are laid end to end, each closed by the end-of-text token, and cut into sequences of equal length. Every token
+    is a target exactly once: a sequence carries one token more than it has positions, its last token is the next one's
+    first. In evaluation the sequences overlap by `context`, and each token is still scored once.
+
+    With a prompt column (`data.prompt`) each row is a sequence of its own: the prompt, then the text and the end-of-text
+    token, and only these two are targets.
     """
 
     name = "text-generation"
@@ -46,16 +50,27 @@ class TextGeneration(Task):
     lower_is_better = frozenset({"loss", "perplexity", "bits_per_byte"})
 
     @classmethod
+    def columns(cls, data: DataSettings) -> dict[str, str]:
+        return {"text": data.text} | ({"prompt": data.prompt} if data.prompt else {})
+
+    @classmethod
     def learn(cls, rows: Iterable[Row]) -> dict[str, Any]:
-        """Keep the beginnings of three rows as prompts for the report."""
-        prompts = []
+        """Keep three prompts, or the beginnings of three texts, for the report."""
+        prompts: list[str] = []
+        paired = False
         for row in rows:
+            paired = "prompt" in row.values
             words = row.values["text"].split()
-            if len(words) >= 12:
+            if paired:
+                prompts.append(str(row.values["prompt"]))
+            elif len(words) >= 12:
                 prompts.append(" ".join(words[:6]))
             if len(prompts) == 3:
                 break
-        return {"prompts": prompts}
+        return {"prompts": prompts, "paired": paired}
+
+    def cuts_long_rows(self) -> bool:
+        return self.facts.get("paired", False)
 
     def check(self, model: Any) -> None:
         """Refuse a model that sees the tokens it should predict, as an encoder with a language head does."""
@@ -74,10 +89,13 @@ class TextGeneration(Task):
             )
 
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
-        stride = sequence if training else max(1, sequence - int(sequence * self.settings.context))
         end = self.tokenizer.eos_token_id
         if end is None:
             end = self.tokenizer.sep_token_id or 0
+        if self.facts.get("paired"):
+            yield from self._pairs(rows, sequence, end)
+            return
+        stride = sequence if training else max(1, sequence - int(sequence * self.settings.context))
         ids: list[int] = [end]  # the context of the very first token
         bytes_at: list[int] = [0]
         places: list[str] = [""]
@@ -105,6 +123,36 @@ class TextGeneration(Task):
         }
         return example, places[scored]
 
+    def _pairs(self, rows: Iterable[Row], sequence: int, end: int) -> Iterator[tuple[Example, str]]:
+        """Yield each row as an example of its own, whose prompt is context.
+
+        Raises:
+            UserError: a prompt leaves no room for its text.
+        """
+        remaining = iter(rows)
+        while waiting := list(islice(remaining, _ENCODED_AT_ONCE)):
+            texts = [row.values["text"] for row in waiting]
+            prompts = self._ids([str(row.values["prompt"]) for row in waiting])
+            for row, before, after in zip(waiting, prompts, self._ids(texts), strict=True):
+                before = before or [end]
+                if len(before) > sequence:
+                    raise UserError(
+                        f"{row.where}: the prompt has {len(before):,} tokens, which leaves no room for the text in a "
+                        f"sequence of {sequence}. Give a larger --train.sequence, or shorten the prompt."
+                    )
+                ids = [*before, *after, end][: sequence + 1]
+                kept = (len(ids) - len(before)) / (len(after) + 1)
+                example = {
+                    "input_ids": np.array(ids),
+                    "context": np.array([len(before) - 1]),
+                    "bytes": np.array([round(len(row.values["text"].encode()) * kept)]),
+                }
+                yield example, row.where
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [list(ids) for ids in found["input_ids"]]
+
     def _texts(self, rows: Iterable[Row], end: int) -> Iterator[tuple[list[int], int, str]]:
         """Yield the tokens of each row, its size in bytes and its place; a document's last row closes it with `end`."""
         waiting: list[Row] = []
@@ -112,10 +160,9 @@ class TextGeneration(Task):
         def encoded(next_row: Row | None) -> Iterator[tuple[list[int], int, str]]:
             texts = [row.values["text"] for row in waiting]
             documents = [row.document for row in waiting] + [next_row.document if next_row else None]
-            encodings = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            for index, tokens in enumerate(encodings["input_ids"]):
+            for index, tokens in enumerate(self._ids(texts)):
                 goes_on = documents[index] is not None and documents[index] == documents[index + 1]
-                tokens = list(tokens) if goes_on else [*tokens, end]
+                tokens = tokens if goes_on else [*tokens, end]
                 if tokens:
                     yield tokens, len(texts[index].encode()), waiting[index].where
 
@@ -140,7 +187,8 @@ class TextGeneration(Task):
         # No attention mask: padding stands on the right, where causal attention never looks, and has no target.
         sizes = torch.tensor([int(example["bytes"][0]) for example in examples])
         count = int((labels != IGNORED).sum())
-        return Batch({"input_ids": inputs}, {"labels": labels, "bytes": sizes}, {"loss": count})
+        lengths = [len(example["input_ids"]) - 1 for example in examples]
+        return Batch({"input_ids": inputs}, {"labels": labels, "bytes": sizes}, {"loss": count}, lengths)
 
     def _token_losses(self, model: Any, batch: Batch) -> torch.Tensor:
         """Return the loss of every position in nats, float32, [rows, positions]; 0 where there is no target."""

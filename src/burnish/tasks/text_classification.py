@@ -26,7 +26,6 @@ class TextClassification(Task):
     auto_class = "AutoModelForSequenceClassification"
     metric_names = ("accuracy", "loss", "macro_f1", "matthews", "calibration_error")
     lower_is_better = frozenset({"loss", "calibration_error"})
-    cuts_long_rows = True
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
@@ -56,6 +55,9 @@ class TextClassification(Task):
             "problem_type": "single_label_classification",
             "pad_token_id": self._pad_id(),
         }
+
+    def cuts_long_rows(self) -> bool:
+        return True
 
     def _pad_id(self) -> int:
         """Return the id that fills rows up; decoders without one of their own find a text's end by it."""
@@ -100,7 +102,9 @@ class TextClassification(Task):
             ids[row, :size] = torch.from_numpy(example["input_ids"].astype(np.int64))
             mask[row, :size] = 1
         labels = torch.tensor([int(example["label"][0]) for example in examples])
-        return Batch({"input_ids": ids, "attention_mask": mask}, {"labels": labels}, {"loss": len(examples)})
+        lengths = [len(example["input_ids"]) for example in examples]
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        return Batch(inputs, {"labels": labels}, {"loss": len(examples)}, lengths)
 
     def _log_probabilities(self, model: Any, batch: Batch) -> torch.Tensor:
         return model(**batch.inputs).logits.float().log_softmax(-1)

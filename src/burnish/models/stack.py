@@ -1,0 +1,319 @@
+"""A model's stack of repeated layers, and what burnish does around each of them.
+
+Models stay transformers' own: only the `forward` of the stack's layers is wrapped. In between rows are laid end to end
+without their padding, a frozen prefix is replayed instead of computed again, and a layer may be compiled or recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from burnish.errors import UserError
+from burnish.ops import attention
+from burnish.task import Batch
+
+#: How far outputs of rows laid end to end may lie from those of the rows alone, relative, in float32.
+TOLERANCE = 1e-4
+
+
+def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of the model's repeated layers: the longest list of one class.
+
+    Raises:
+        UserError: the model has none.
+    """
+    best: tuple[str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        repeated = isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1
+        if repeated and (best is None or len(module) > len(best[1])):
+            best = name, module
+    if best is None:
+        raise UserError(f"freeze.layers: {type(model).__name__} has no stack of layers; use --freeze.pattern.")
+    return best
+
+
+@dataclass
+class Passage:
+    """One pass of some rows through the stack.
+
+    Args:
+        lengths: positions of each row; None: every row has all positions.
+        stored: what the frozen prefix gives for these rows, laid end to end: [positions, width].
+    """
+
+    lengths: Sequence[int] | None
+    stored: torch.Tensor | None = None
+    shape: tuple[int, int] | None = None
+    """Rows and positions of the padded batch, known when it enters the stack."""
+    index: torch.Tensor | None = None
+    """Where the real positions lie in the padded batch; None if nothing is padded."""
+    gathered: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    """By id, what was handed to a layer beside the hidden states, and the same without padding."""
+
+    def enter(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the rows' hidden states [rows, positions, width] end to end: [1, all positions, width]."""
+        rows, longest = self.shape = (hidden.shape[0], hidden.shape[1])
+        if self.lengths is None:
+            attention.set_segments([longest] * rows)
+        lengths = self.lengths or [longest] * rows
+        if len(lengths) != rows or max(lengths) > longest:
+            raise NotImplementedError("the rows reach the layers in another shape than they had")
+        if sum(lengths) < rows * longest:
+            starts = range(0, rows * longest, longest)
+            pieces = [torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]
+            self.index = torch.cat(pieces).to(hidden.device, non_blocking=True)
+        return self.flat(hidden)[None]
+
+    def leave(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return [1, all positions, width] as the padded batch again, zeros where there is padding."""
+        assert self.shape is not None  # set on entering
+        rows, longest = self.shape
+        if self.index is None:
+            return hidden[0].unflatten(0, (rows, longest))
+        whole = hidden.new_zeros(rows * longest, *hidden.shape[2:])
+        return whole.index_copy(0, self.index, hidden[0]).unflatten(0, (rows, longest))
+
+    def flat(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor [rows or 1, positions, ...] as [all positions, ...]."""
+        assert self.shape is not None  # set on entering
+        tensor = tensor.expand(self.shape[0], *tensor.shape[1:]).flatten(0, 1)
+        return tensor if self.index is None else tensor.index_select(0, self.index)
+
+    def gather(self, value: Any) -> Any:
+        """Return what a layer gets beside the hidden states, such as rotary angles, without the padding."""
+        assert self.shape is not None  # set on entering
+        if isinstance(value, tuple | list):
+            return type(value)(self.gather(part) for part in value)
+        if not isinstance(value, torch.Tensor) or value.ndim < 2:
+            return value
+        if value.shape[0] not in (1, self.shape[0]) or value.shape[1] != self.shape[1]:
+            return value
+        if id(value) not in self.gathered:  # every layer gets the same tensors; they are kept, so an id stays theirs
+            self.gathered[id(value)] = value, self.flat(value)[None]
+        return self.gathered[id(value)][1]
+
+
+class _Reached(Exception):
+    """Leaves a forward pass where the frozen prefix ends."""
+
+    def __init__(self, hidden: torch.Tensor):
+        self.hidden = hidden
+
+
+#: What a model raises when rows reach it in a form it was not written for.
+_MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
+
+Forward = Callable[[Batch], Any]
+"""Computes a model on a batch; what it returns is a scalar or nothing."""
+
+
+class Stack:
+    """The stack of a model, wrapped once.
+
+    Args:
+        model: any transformers model with repeated layers.
+
+    Raises:
+        UserError: the model has no stack.
+    """
+
+    def __init__(self, model: Any):
+        self.name, self.layers = find_stack(model)
+        self.depth = 0
+        """How many of the lowest layers are frozen together with all that lies below them, and can be replayed."""
+        self._model = model
+        self._passage: Passage | None = None
+        self._stop = False
+        self._entry: list[nn.Module] = []
+        self._tuples = False
+        self._configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+        attention.register()
+        self.inner: list[Callable[..., Any]] = [layer.forward for layer in self.layers]
+        """What computes each layer; may be replaced by a compiled or recomputed form of it."""
+        for index, layer in enumerate(self.layers):
+            layer.forward = partial(self._layer, index)
+
+    @contextmanager
+    def rows(self, lengths: Sequence[int] | None, stored: torch.Tensor | None = None) -> Iterator[None]:
+        """Compute the model on rows laid end to end while the block runs, the backward pass included.
+
+        Args:
+            lengths: positions of each row of the padded batch, padded on the right; None: all of them.
+            stored: what the frozen prefix gives for these rows [positions, width]; it is then not computed.
+        """
+        with ExitStack() as undo:
+            for config in self._configs:
+                undo.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation_internal)
+                config._attn_implementation_internal = attention.NAME
+            undo.callback(setattr, self, "_passage", self._passage)
+            self._passage = Passage(lengths, stored)
+            undo.enter_context(attention.segments_of(lengths))
+            if stored is not None and lengths is not None:
+                undo.enter_context(self._without_entry(lengths, stored))
+            yield
+
+    @contextmanager
+    def _without_entry(self, lengths: Sequence[int], stored: torch.Tensor) -> Iterator[None]:
+        """Let what lies below the stack return a stand-in, since its result is not used."""
+        stand_in = stored.new_zeros(1).expand(len(lengths), max(lengths), stored.shape[-1])
+        for module in self._entry:
+            module.forward = lambda *args, **kwargs: stand_in
+        try:
+            yield
+        finally:
+            for module in self._entry:
+                del module.forward
+
+    def _layer(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        passage = self._passage
+        if passage is None:
+            return self.inner[index](*args, **kwargs)
+        hidden, *rest = args if args else (kwargs.pop("hidden_states"),)
+        if index == 0:
+            hidden = passage.enter(hidden)
+        if passage.stored is not None and index < self.depth:
+            hidden = passage.stored[None]
+            out = (hidden,) if self._tuples else hidden
+        else:
+            rest = [passage.gather(value) for value in rest]
+            kwargs = {name: passage.gather(value) for name, value in kwargs.items()}
+            out = self.inner[index](hidden, *rest, **kwargs)
+        if self._stop and index == self.depth - 1:
+            raise _Reached(out[0] if isinstance(out, tuple) else out)
+        if index < len(self.layers) - 1:
+            return out
+        return (passage.leave(out[0]), *out[1:]) if isinstance(out, tuple) else passage.leave(out)
+
+    # -- the frozen prefix -------------------------------------------------------------------------------------------
+
+    def prefix_of(self, forward: Forward, batch: Batch) -> torch.Tensor:
+        """Return what the frozen prefix gives for the rows of a batch, laid end to end: [positions, width]."""
+        self._stop = True
+        try:
+            with torch.no_grad(), self.rows(batch.lengths):
+                forward(batch)
+        except _Reached as reached:
+            return reached.hidden[0]
+        finally:
+            self._stop = False
+        raise NotImplementedError("the layers of the frozen prefix were not reached")
+
+    def find_prefix(self, forward: Forward, batch: Batch) -> str | None:
+        """Set `depth` to what is frozen and can be replayed; return why it cannot be although layers are frozen.
+
+        The model must be in the mode in which it trains.
+        """
+        self.depth = 0
+        if any(value.requires_grad for value in self.layers[0].parameters()):
+            return None
+        try:
+            with self.rows(batch.lengths), self._seen() as seen:
+                first = forward(batch)
+            depth = sum(1 for output in seen.layers if not output.requires_grad)
+            if not depth:
+                return "something below the frozen layers trains"
+            self.depth, self._entry = depth, self._find_entry(seen)
+            draws = [self.prefix_of(forward, _seeded(batch, seed)) for seed in (1, 2)]
+            if not torch.equal(*draws):
+                return self._without_prefix("the frozen layers draw random numbers")
+            torch.manual_seed(0)
+            with self.rows(batch.lengths):
+                first = forward(batch)
+            torch.manual_seed(0)
+            with self.rows(batch.lengths, draws[0]):
+                again = forward(batch)
+            if not torch.equal(first, again):
+                return self._without_prefix("layers above use more of the frozen ones than their output")
+        except _MISFITS as error:
+            return self._without_prefix(f"{type(self._model).__name__} cannot be replayed ({_sentence(error)})")
+        return None
+
+    def _without_prefix(self, reason: str) -> str:
+        self.depth, self._entry = 0, []
+        return reason
+
+    def _find_entry(self, seen: _Seen) -> list[nn.Module]:
+        """Return the frozen modules whose work is useless once the prefix is stored: what feeds the stack."""
+        above = {name for name, module in self._model.named_modules() if self.layers[0] in module.modules()}
+        found: dict[str, nn.Module] = {}
+        for name, module, output in seen.modules:
+            inside = name.startswith(f"{self.name}.")
+            if not inside and name not in above and output is seen.entered:
+                found = {name: module}  # the last and outermost one
+        embeddings = self._model.get_input_embeddings()
+        return list({id(module): module for module in [*found.values(), embeddings] if module is not None}.values())
+
+    # -- probing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _seen(self) -> Iterator[_Seen]:
+        """Note what modules return while the block runs."""
+        seen, handles = _Seen(), []
+
+        def note_layer(module: nn.Module, args: Any, output: Any) -> None:
+            self._tuples = isinstance(output, tuple)
+            seen.layers.append(output[0] if self._tuples else output)
+
+        def note_entry(module: nn.Module, args: Any, kwargs: Any) -> None:
+            seen.entered = args[0] if args else kwargs["hidden_states"]
+
+        def note(name: str) -> Callable[..., None]:
+            return lambda module, args, output: seen.modules.append((name, module, output))
+
+        handles.append(self.layers[0].register_forward_pre_hook(note_entry, with_kwargs=True))
+        handles += [layer.register_forward_hook(note_layer) for layer in self.layers]
+        handles += [module.register_forward_hook(note(name)) for name, module in self._model.named_modules() if name]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def refusal(self, forward: Forward, together: Batch, alone: Sequence[Batch]) -> str | None:
+        """Return why rows cannot be laid end to end; None: they can, each with the result it has alone.
+
+        Args:
+            forward: computes the model, in evaluation mode and float32.
+            together: some rows of different lengths.
+            alone: each of them as a batch of its own.
+        """
+        if together.lengths is None:
+            return "the rows' lengths are not known"
+        try:
+            with torch.no_grad(), self.rows(together.lengths), self._seen() as seen:
+                forward(together)
+            for index, batch in enumerate(alone):
+                with torch.no_grad(), self._seen() as single:
+                    forward(batch)
+                found, wanted = seen.layers[-1][index, : together.lengths[index]], single.layers[-1][0]
+                apart = float((found - wanted).norm() / wanted.norm())
+                if not apart <= TOLERANCE:
+                    return f"laid end to end a row comes out {apart:.0e} apart from what it is alone"
+        except _MISFITS as error:
+            return _sentence(error)
+        return None
+
+
+@dataclass
+class _Seen:
+    """What a forward pass went through."""
+
+    layers: list[torch.Tensor] = field(default_factory=list)
+    modules: list[tuple[str, nn.Module, Any]] = field(default_factory=list)
+    entered: torch.Tensor | None = None
+
+
+def _seeded(batch: Batch, seed: int) -> Batch:
+    torch.manual_seed(seed)
+    return batch
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
