@@ -86,6 +86,8 @@ class FreezeSettings(Settings):
     """The embeddings and this many of the lowest layers; `all` is the whole backbone, so only the head trains."""
     pattern: Texts = ()
     """Parameters whose name matches one of these patterns (`*` matches anything)."""
+    cache: str = "auto"
+    """Keep what the frozen layers give for each row, so that they are computed once: auto, off, or a folder for it."""
 
 
 class OptimSettings(Settings):
@@ -138,7 +140,13 @@ class TrainSettings(Settings):
     sequence: int | None = Field(None, ge=2)
     """Longest sequence in tokens. Default: the model's, at most 512 for a pretrained model."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the model; weights and optimizer are float32 always. auto: bf16 where the machine is fast at it."""
+    """Arithmetic of the model; trained weights and optimizer are float32 always. auto: bf16 where the machine is fast at it."""
+    packing: Literal["auto", "off"] = "auto"
+    """Lay rows end to end instead of filling them up to the longest; auto does where the model takes it."""
+    recompute: Literal["auto", "none", "selective", "full"] = "auto"
+    """Compute activations again in the backward pass to save memory; auto only when they would not fit."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the layers; auto when the run is long enough to repay it."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of every layer. Default: none from scratch, a pretrained model's own otherwise."""
     evaluate_every: DurationText | None = None
@@ -188,6 +196,8 @@ class RunSettings(Settings):
     """cpu, cuda, mps; auto takes the accelerator if there is one."""
     threads: int | None = Field(None, ge=1)
     """CPU threads. Results depend on it in the last bits, so a resumed run keeps its own. Default: all cores."""
+    profile: bool = False
+    """Say at the end where the time of a step went."""
 
 
 class Config(Settings):
@@ -211,7 +221,17 @@ class Config(Settings):
 
 #: Settings that may differ when a run is continued: none of them changes what is learned.
 FREE_ON_RESUME = frozenset(
-    {"data.workers", "run.dir", "run.resume", "run.log_every", "checkpoint.every", "checkpoint.keep", "run.threads"}
+    {
+        "data.workers",
+        "freeze.cache",
+        "run.dir",
+        "run.resume",
+        "run.log_every",
+        "run.profile",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "run.threads",
+    }
 )
 
 

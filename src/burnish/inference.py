@@ -15,7 +15,9 @@ from burnish.env import fingerprint
 from burnish.errors import UserError
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.load import build, make_config
+from burnish.models.precision import round_to_bf16
 from burnish.models.source import model_folder, read_config
+from burnish.models.stack import Stack
 from burnish.plan.derive import choose_device, choose_precision, choose_sequence
 from burnish.run import RunFolder
 from burnish.task import Task, find_task, registry
@@ -62,6 +64,12 @@ class Opened:
                 f"burnish train {name} --model {target} --data.train ..."
             )
         self.model.to(self.device).eval()
+        self.stack = None
+        if self.run and self._stored("arrangement") == "packed":  # tried when the run began
+            self.stack = Stack(self.model)
+            self.stack.packed = True
+        if self.precision == "bf16":
+            round_to_bf16(self.model)
         self.task = self.task_class(self.config.task, load_tokenizer(folder), self._facts(model_config))
 
     def _stored(self, name: str) -> Any:
@@ -114,7 +122,7 @@ class Opened:
                 store,
                 batch=32,
                 device=self.device,
-                precision=self.precision,
+                stack=self.stack,
                 progress=lambda done: terminal.advance(done),
             )
         metrics = sound_metrics(self.task, records)

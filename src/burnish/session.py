@@ -13,21 +13,25 @@ from burnish.data.order import permutation
 from burnish.data.prepare import documents, encode, find_rows, recount, tokenizer_cache
 from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokenizer
 from burnish.engine import checkpoint
+from burnish.engine.fit import Fit
 from burnish.engine.guard import StopSignal
 from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save
 from burnish.engine.loop import Hook, Job, State, train
-from burnish.env import describe, versions
+from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of
+from burnish.env import cache_dir, describe, versions
 from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score, sound_metrics
-from burnish.models.freeze import freeze
+from burnish.models.freeze import freeze, set_training_mode
 from burnish.models.load import build, make_config, parameter_count, quiet, skeleton, trainable_count
 from burnish.models.load import describe as describe_model
+from burnish.models.precision import Weights
 from burnish.models.scratch import find_preset
 from burnish.models.source import model_folder
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
 from burnish.plan.derive import (
     Plan,
+    choose_compile,
     choose_device,
     choose_evaluate_rows,
     choose_length,
@@ -35,6 +39,7 @@ from burnish.plan.derive import (
     choose_micro_batch,
     choose_precision,
     choose_sequence,
+    flops_per_position,
     limits_of_exactness,
     memory_of,
     refuse_what_cannot_fit,
@@ -146,14 +151,18 @@ class Session:
         freeze(model, config.freeze)
         Optimizers(model, config.optim, 1.0)  # refuses unknown names and patterns
         lr, why["lr"] = choose_lr(config, model)
-        memory = memory_of(config, model)
+        memory = memory_of(config, model, precision)
         refuse_what_cannot_fit(config, self.folder, device, memory)
         store = self.stores["train"]
-        micro, why["micro_batch"] = choose_micro_batch(
-            config, self.model_config, device, int(store.lengths().max()), sum(memory.values())
+        longest = int(store.lengths().max())
+        micro, recompute, reasons = choose_micro_batch(
+            config, self.model_config, device, precision, longest, sum(memory.values())
         )
+        why |= reasons
         tokens = float(store.lengths().mean())
         rows, steps, warmup, every, reasons = choose_length(config, len(store), tokens)
+        flops = flops_per_position(model, self.model_config, tokens) * tokens * rows
+        compiled, why["compile"] = choose_compile(config, device, flops)
         Schedule(config.schedule, steps, warmup)  # refuses unknown names
         best = config.train.best or self.task_class.metric_names[0]
         if best not in self.task_class.metric_names:
@@ -178,8 +187,16 @@ class Session:
             evaluate_every=every,
             evaluate_rows=scored,
             best=best,
+            arrangement="",  # the built model is tried
+            recompute=recompute,
+            compile=compiled,
             memory=memory,
-            model={"summary": describe_model(model), "parameters": total, "trainable": trainable_count(model)},
+            model={
+                "summary": describe_model(model),
+                "parameters": total,
+                "trainable": trainable_count(model),
+                "flops_per_position": flops / (tokens * rows),
+            },
             data=recount(self.splits, self.stores),
             facts=facts,
             why={name: reason for name, reason in why.items() if reason},
@@ -224,13 +241,17 @@ class Session:
                 f"every {plan.evaluate_every} steps on {plan.evaluate_rows:,} rows",
                 why.get("evaluate_rows", ""),
             ),
+            ("rows", plan.arrangement, why.get("arrangement", "")),
             ("precision", plan.precision, why.get("precision", "")),
+            ("compiled", "yes" if plan.compile else "no", why.get("compile", "")),
+            ("recomputed", plan.recompute, why.get("recompute", "")),
             ("device", f"{plan.device}, {plan.threads} threads", why.get("device", "")),
             (
                 "memory",
                 ", ".join(f"{name} {readable_bytes(size)}" for name, size in plan.memory.items()),
                 f"{readable_bytes(sum(plan.memory.values()))} before activations",
             ),
+            *([("frozen", *self._frozen())] if self.fit.frozen else []),
             ("exactness", limits_of_exactness(self.model_config), ""),
         ]
         if self.task.cuts_long_rows():
@@ -243,6 +264,15 @@ class Session:
             rows.insert(4, ("broken rows", f"{len(self.splits.broken)} skipped", f"{first.where}: {first.reason}"))
         title = "Resuming" if self.resuming else "Plan"
         self.terminal.facts(f"{title}: {self.task_class.name}", rows)
+
+    def _frozen(self) -> tuple[str, str]:
+        """Return what becomes of the frozen layers, and why."""
+        if self.prefix_refusal:
+            return "computed in every step", self.prefix_refusal
+        if self.config.freeze.cache == "off":
+            return "computed in every step", "freeze.cache is off"
+        depth, name = self.job.stack.depth, self.job.stack.name  # type: ignore[union-attr]
+        return f"the lowest {depth} of {name}, computed once per row", "and replayed in later epochs and runs"
 
     def _preview(self) -> str:
         plan = self.plan
@@ -259,7 +289,6 @@ class Session:
         torch.set_num_threads(self.plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         self.job = self._job()
-        self.task.check(self.job.model)
 
     # -- begin ---------------------------------------------------------------------------------------------------
 
@@ -288,6 +317,8 @@ class Session:
                 self.terminal.say(f"weights: {line}")
         if state.step:
             self.terminal.say(f"continuing after step {state.step} of {plan.total_steps}")
+        self.prefixes = self._prefixes()
+        self.job.loader.prefix = self.prefixes.get("train")
         note = StepNote()
         log = Log(
             self.folder,
@@ -338,6 +369,23 @@ class Session:
         model, self.loaded = build(self.task_class.auto_class, self.model_config, self.source)
         model.to(plan.device)
         frozen = freeze(model, config.freeze)
+        self.task.check(model)
+        fit = Fit(model, self.task, self.stores["train"], plan.device)
+        if not plan.arrangement:
+            plan.arrangement, plan.why["arrangement"] = fit.arrangement(config.train.packing)
+            refusal = fit.refuses_bf16() if plan.precision == "bf16" and config.train.precision == "auto" else None
+            if refusal:
+                plan.precision, plan.why["precision"] = "fp32", f"the model does not compute in bfloat16: {refusal}"
+        if fit.stack is not None:
+            fit.stack.packed = plan.arrangement == "packed"
+        weights = Weights(model, plan.precision)
+        set_training_mode(model, frozen)
+        self.prefix_refusal = fit.prefix_refusal()
+        if fit.stack is not None:
+            if plan.compile:
+                fit.stack.compile()
+            fit.stack.recompute(plan.recompute)
+        self.fit = fit
         loader = Loader(
             self.stores["train"],
             self.task,
@@ -346,22 +394,64 @@ class Session:
             plan.micro_batch,
             plan.total_rows,
             config.data.workers,
+            padded=plan.arrangement == "padded",
         )
         return Job(
             model=model,
+            weights=weights,
+            stack=fit.stack,
             task=self.task,
             loader=loader,
-            optimizers=Optimizers(model, config.optim, plan.lr),
+            optimizers=Optimizers(model, config.optim, plan.lr, weights.exact),
             schedule=Schedule(config.schedule, plan.total_steps, plan.warmup_steps),
             total_steps=plan.total_steps,
             frozen=frozen,
             device=plan.device,
-            precision=plan.precision,
             seed=config.run.seed,
             clip=config.optim.clip,
             on_non_finite=config.run.on_non_finite,
             checkpoints=self.folder.checkpoints,
+            shrunk=self._shrunk,
         )
+
+    def _shrunk(self, micro_batch: int) -> None:
+        """Keep a micro-batch that was halved because memory ran out, for the next sitting too."""
+        self.plan.micro_batch = micro_batch
+        self.plan.why["micro_batch"] = "halved when memory ran out"
+        write_json(self.folder.plan, self.plan.to_json())
+        self.terminal.say(f"memory ran out: going on with {micro_batch} rows at once; the result stays the same")
+
+    def _prefixes(self) -> dict[str, Prefix]:
+        """Return the frozen layers' output for the rows of each split, computed where it is not stored."""
+        where, plan, stack = self.config.freeze.cache, self.plan, self.fit.stack
+        if stack is None or not stack.depth or where == "off":
+            return {}
+        store = self.stores["train"]
+        rows = {"train": sorted({row for step in range(plan.total_steps) for row in self.job.loader.rows(step)})
+                if plan.total_rows < len(store) else range(len(store))}  # fmt: skip
+        if "validation" in self.stores:
+            rows["validation"] = range(len(self.stores["validation"]))
+        root = cache_dir() / "prefix" if where == "auto" else Path(where).expanduser()
+        folder = root / key_of(stack, self.job.model, plan.precision)
+        epochs = plan.total_rows / len(store)
+        if where == "auto" and epochs <= 1 and not folder.exists():
+            self.terminal.say("frozen layers: not stored, since every row is seen once")
+            return {}
+        found = {}
+        try:
+            cache = PrefixCache.open(folder, stack.width, stack.kind)
+            for split, wanted in rows.items():
+                with self.terminal.progress(f"frozen layers of the {split} rows", len(wanted)):
+                    found[split], filled = fill(
+                        cache, stack, self.fit.forward, self.task, self.stores[split], wanted, plan.device,
+                        self.terminal.advance,
+                    )  # fmt: skip
+                self.terminal.say(
+                    f"frozen layers of the {split} rows: {filled.sentence(epochs if split == 'train' else 1)}"
+                )
+        except CacheUnusable as error:
+            self.terminal.say(f"frozen layers: computed in every step, since {error}", style="yellow")
+        return found
 
     def _restored(self, state: State) -> State:
         resume = self.config.run.resume
@@ -398,7 +488,8 @@ class Session:
             self.stores[split],
             batch=max(plan.micro_batch, 32) if plan.micro_batch == self.config.train.batch else plan.micro_batch,
             device=plan.device,
-            precision=plan.precision,
+            stack=self.job.stack,
+            prefix=self.prefixes.get(split),
             progress=progress,
             rows=rows,
         )
@@ -444,7 +535,7 @@ class Session:
     def _export(self) -> None:
         target = self.folder.model
         temporary = target.with_name(f".tmp-model-{os.getpid()}")
-        with quiet():
+        with quiet(), self.job.weights.in_float32():
             self.job.model.save_pretrained(str(temporary))
         self.task.tokenizer.save_pretrained(str(temporary))
         replace_folder(temporary, target)

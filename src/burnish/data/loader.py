@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from burnish.data.order import rows_of_step
 from burnish.data.store import Store
@@ -15,11 +16,12 @@ from burnish.task import Batch, Task
 CUT_COST = 180
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loader:
     """Yields the micro-batches of each step of a run.
 
-    Which rows make a step depends on seed, batch and position alone; `micro_batch` and `workers` only arrange them.
+    Which rows make a step depends on seed, batch and position alone; `micro_batch`, `padded` and `workers` only arrange
+    them.
     """
 
     store: Store
@@ -29,6 +31,10 @@ class Loader:
     micro_batch: int
     total_rows: int
     workers: int
+    padded: bool = True
+    """Whether rows of a micro-batch are filled up to the longest; else they are laid end to end, and only memory cuts."""
+    prefix: Callable[[Sequence[int]], Any] | None = None
+    """What the model's frozen layers give for rows, if that is stored."""
 
     def rows(self, step: int) -> list[int]:
         """Return the rows of step `step` (from 0) in the order of the data."""
@@ -37,11 +43,12 @@ class Loader:
     def step(self, step: int) -> list[Batch]:
         """Return the micro-batches of step `step`: its rows by length, cut where little is padded."""
         rows = sorted(self.rows(step), key=self.store.length)
-        batches, start = [], 0
-        for end in cuts([self.store.length(row) for row in rows], self.micro_batch):
-            batches += collate(self.store, self.task, rows[start:end], self.micro_batch)
-            start = end
-        return batches
+        lengths = [self.store.length(row) for row in rows]
+        ends = cuts(lengths, self.micro_batch, CUT_COST if self.padded else None)
+        return [
+            collate(self.store, self.task, rows[start:end], self.prefix)
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of the steps `first` to `last - 1`, preparing the next ones meanwhile."""
@@ -61,22 +68,27 @@ class Loader:
                     future.cancel()
 
 
-def cuts(lengths: Sequence[int], most: int) -> list[int]:
+def cuts(lengths: Sequence[int], most: int, cost: int | None) -> list[int]:
     """Return where to cut rows sorted by length into micro-batches of at most `most` rows: the end of each.
 
-    Of all cuts, the one with the least padded positions plus `CUT_COST` a micro-batch, found by dynamic programming.
+    Args:
+        cost: what a micro-batch costs beside its positions, in positions. Of all cuts the one with the least padded
+            positions and costs is taken, found by dynamic programming. None: rows are not padded, so they are cut into
+            as few micro-batches as `most` allows.
 
-    >>> cuts([10, 10, 10, 500], most=4)
+    >>> cuts([10, 10, 10, 500], most=4, cost=180)
     [3, 4]
-    >>> cuts([10, 10, 10, 10], most=4)
-    [4]
+    >>> cuts([10, 10, 10, 500], most=3, cost=None)
+    [3, 4]
     """
+    if cost is None:
+        return [*range(most, len(lengths), most), len(lengths)]
     best = [0] + [0] * len(lengths)
     start_of = [0] * (len(lengths) + 1)
     for end in range(1, len(lengths) + 1):
         longest = lengths[end - 1]
         best[end], start_of[end] = min(
-            (best[start] + (end - start) * longest + CUT_COST, start) for start in range(max(0, end - most), end)
+            (best[start] + (end - start) * longest + cost, start) for start in range(max(0, end - most), end)
         )
     ends = [len(lengths)] if lengths else []
     while ends and start_of[ends[-1]] > 0:
@@ -84,14 +96,11 @@ def cuts(lengths: Sequence[int], most: int) -> list[int]:
     return ends[::-1]
 
 
-def collate(store: Store, task: Task, rows: Sequence[int], size: int) -> list[Batch]:
-    """Return rows as batches of at most `size`, rows of like length together; each batch names its rows."""
-    examples = [(row, store[row]) for row in rows]
-    examples.sort(key=lambda pair: len(pair[1]["input_ids"]))
-    batches = []
-    for start in range(0, len(examples), size):
-        part = examples[start : start + size]
-        batch = task.collate([example for _, example in part])
-        batch.rows = [row for row, _ in part]
-        batches.append(batch)
-    return batches
+def collate(
+    store: Store, task: Task, rows: Sequence[int], prefix: Callable[[Sequence[int]], Any] | None = None
+) -> Batch:
+    """Return rows as one batch that names them, with what the frozen layers give for them if that is stored."""
+    batch = task.collate([store[row] for row in rows])
+    batch.rows = list(rows)
+    batch.prefix = prefix(rows) if prefix else None
+    return batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,7 @@ from burnish.errors import GuardError, Stopped
 from burnish.units import readable_bytes
 
 if TYPE_CHECKING:
-    from burnish.task import Batch, Task
+    from burnish.models.precision import Weights
 
 #: More skipped steps in a row, or in all, mean that the run itself is broken.
 MOST_SKIPS_IN_A_ROW = 3
@@ -77,7 +77,6 @@ def resources(folder: Path) -> Iterator[None]:
     Raises:
         GuardError: naming the path and the free space, or the settings that need less memory.
     """
-    import torch
     from safetensors import SafetensorError
 
     try:
@@ -86,14 +85,40 @@ def resources(folder: Path) -> Iterator[None]:
         if error.errno not in _DISK_FULL:
             raise
         raise _disk_full(error.filename or folder, folder) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise GuardError(_MEMORY) from error
-    except (RuntimeError, SafetensorError) as error:
-        if "can't allocate memory" in str(error):
-            raise GuardError(_MEMORY) from error
+    except (RuntimeError, MemoryError, SafetensorError) as error:
+        if _is_out_of_memory(error):
+            raise GuardError(MEMORY) from error
         if any(f"(os error {number})" in str(error) for number in _DISK_FULL):
             raise _disk_full(folder, folder) from error
         raise
+
+
+class OutOfMemory(Exception):
+    """A micro-batch did not fit; raised once its tensors are freed."""
+
+
+@contextmanager
+def memory_watched() -> Iterator[None]:
+    """Turn exhausted memory into `OutOfMemory`, which holds on to nothing.
+
+    Raises:
+        OutOfMemory: the block needed more memory than there is.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        error.__traceback__ = None  # its frames hold the tensors
+    else:
+        return
+    raise OutOfMemory
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -120,37 +145,35 @@ def _disk_full(path: Path | str, folder: Path) -> GuardError:
     )
 
 
-_MEMORY = (
+MEMORY = (
     "Out of memory. Give a smaller --train.micro-batch (the result stays the same), a shorter --train.sequence or a "
     "smaller model; the same command then continues from the last checkpoint."
 )
 
 
 def describe_non_finite(
-    model: Any, task: Task, batches: list[Batch], loss: float, norm: float, one_row: Any
+    weights: Weights, rows: Iterable[int], loss: float, norm: float, learn: Callable[[int], Any]
 ) -> dict[str, Any]:
     """Return what is known of a step whose loss or gradient is not finite: its rows and the first bad parameter.
 
     Args:
+        rows: of the step.
         loss: the step's loss.
         norm: the step's gradient norm.
-        one_row: function from a row's index to its batch.
+        learn: adds the gradient of one row alone to the weights and returns its loss.
     """
     import torch
 
-    weight = next((name for name, value in model.named_parameters() if not torch.isfinite(value).all()), None)
-    gradient = next(
-        (name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()), None
-    )
-    rows = []
-    for row in sorted(row for batch in batches for row in batch.rows):
-        model.zero_grad(set_to_none=True)
-        total = torch.stack(list(task.loss(model, one_row(row)).values())).sum()
-        if not math.isfinite(float(total.detach())):
-            rows.append(row)
-            continue
-        total.backward()
-        if any(p.grad is not None and not torch.isfinite(p.grad).all() for p in model.parameters()):
-            rows.append(row)
-    model.zero_grad(set_to_none=True)
-    return {"loss": str(loss), "grad_norm": str(norm), "rows": rows, "weight": weight, "gradient": gradient}
+    def bad_gradient() -> str | None:
+        found = ((name, value.grad) for name, value in weights.exact.items() if value.grad is not None)
+        return next((name for name, gradient in found if not torch.isfinite(gradient).all()), None)
+
+    weight = next((name for name, value in weights.exact.items() if not torch.isfinite(value).all()), None)
+    gradient = bad_gradient()
+    bad = []
+    for row in sorted(rows):
+        weights.forget_gradients()
+        if not math.isfinite(float(learn(row))) or bad_gradient():
+            bad.append(row)
+    weights.forget_gradients()
+    return {"loss": str(loss), "grad_norm": str(norm), "rows": bad, "weight": weight, "gradient": gradient}

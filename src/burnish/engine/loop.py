@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from burnish.data.loader import Loader
+from burnish.data.loader import Loader, collate
 from burnish.engine import checkpoint
-from burnish.engine.guard import MOST_SKIPS, MOST_SKIPS_IN_A_ROW, describe_non_finite
+from burnish.engine.guard import (
+    MEMORY,
+    MOST_SKIPS,
+    MOST_SKIPS_IN_A_ROW,
+    OutOfMemory,
+    describe_non_finite,
+    memory_watched,
+)
 from burnish.engine.step import accumulate, clip
 from burnish.errors import GuardError
 from burnish.models.freeze import set_training_mode
+from burnish.models.precision import Weights
+from burnish.models.stack import Stack
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
-from burnish.task import Task
+from burnish.task import Batch, Task
 
 
 @dataclass
@@ -46,6 +56,8 @@ class Job:
     """All that a run needs and that does not change while it runs."""
 
     model: Any
+    weights: Weights
+    stack: Stack | None
     task: Task
     loader: Loader
     optimizers: Optimizers
@@ -53,16 +65,17 @@ class Job:
     total_steps: int
     frozen: list[Any]
     device: str
-    precision: str
     seed: int
     clip: float
     on_non_finite: str
     checkpoints: Path
+    shrunk: Callable[[int], None]
+    """Called with the new micro-batch when memory ran out and it was halved."""
 
     def tensors(self) -> dict[str, dict[str, Any]]:
         """Return what a checkpoint holds: parameters and buffers (tied ones once), and the optimizer's state."""
         saved = set(self.model.state_dict())
-        weights = dict(self.model.named_parameters())
+        weights: dict[str, Any] = dict(self.weights.exact)
         weights |= {name: value for name, value in self.model.named_buffers() if name in saved}
         return {"model": weights, "optimizer": self.optimizers.state()}
 
@@ -89,6 +102,7 @@ class Job:
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(weights[name])
+        self.weights.publish(everything=True)
         self.optimizers.load_state(optimizer)
         return state
 
@@ -107,6 +121,12 @@ class StepResult:
     lr: float
     rows: int
     targets: int
+    positions: int
+    """Positions of the rows, padding not counted."""
+    padding: float
+    """Share of the computed positions that were padding."""
+    waited: float
+    """Seconds the step waited for its rows."""
     non_finite: dict[str, Any] | None = None
 
 
@@ -121,7 +141,6 @@ def train(job: Job, state: State, hooks: list[Hook]) -> State:
         GuardError: a non-finite number stopped the run; the weights are those before the bad step.
         Stopped: a hook obeyed a signal.
     """
-    parameters = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
     batches = job.loader.steps(state.step, job.total_steps)
     result: StepResult | None = None
     while True:
@@ -130,23 +149,24 @@ def train(job: Job, state: State, hooks: list[Hook]) -> State:
         if state.step >= job.total_steps or state.ended:
             return state
         set_training_mode(job.model, job.frozen)
+        began = time.monotonic()
         micro_batches = next(batches)
+        waited = time.monotonic() - began
         factor = job.schedule.factor(state.step)
         job.optimizers.set_lr(factor)
-        job.optimizers.zero_grad()
-        loss = accumulate(
-            job.model, job.task, micro_batches, job.device, job.precision, seed=job.seed * 2_000_003 + state.step
-        )
-        norm = clip(parameters, job.clip)
+        job.weights.forget_gradients()
+        try:
+            loss = gradient_of(job, state, micro_batches)
+        except OutOfMemory:
+            _halve(job)
+            batches, result = job.loader.steps(state.step, job.total_steps), None
+            continue
+        norm = clip(job.weights.trained(), job.clip)
         lr = max(group["lr"] for optimizer in job.optimizers.all for group in optimizer.param_groups)
-        rows, targets = (
-            sum(len(b.rows) for b in micro_batches),
-            int(sum(sum(b.weights.values()) for b in micro_batches)),
-        )
-        result = StepResult(loss, norm, lr, rows, targets)
+        result = StepResult(loss, norm, lr, *_counted(job, micro_batches), waited)
         passed_over = state.step in state.skipped  # a window that a rollback goes around
         if not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
-            result = replace(result, non_finite=_described(job, micro_batches, result))
+            result = replace(result, non_finite=_described(job, state, micro_batches, result))
             if not passed_over:
                 _decide(job, state, result)
                 if job.on_non_finite == "rollback":
@@ -155,20 +175,50 @@ def train(job: Job, state: State, hooks: list[Hook]) -> State:
                     continue
         elif not passed_over:
             job.optimizers.step()
+            job.weights.publish()
         state.step += 1
-        state.targets += targets
+        state.targets += result.targets
 
 
-def _described(job: Job, batches: list[Any], result: StepResult) -> dict[str, Any]:
+def gradient_of(job: Job, state: State, batches: Sequence[Batch]) -> Any:
+    """Add the gradient of the step's global batch to the weights and return its loss.
+
+    Raises:
+        OutOfMemory: the micro-batch is too large.
+    """
+    seed = job.seed * 2_000_003 + state.step
+    with memory_watched():
+        return accumulate(job.model, job.stack, job.task, batches, job.device, seed)
+
+
+def _halve(job: Job) -> None:
+    """Compute half as many rows at once from now on; the result stays the same."""
+    largest = job.loader.micro_batch
+    if largest == 1:
+        raise GuardError(MEMORY)
+    job.loader.micro_batch = largest // 2
+    job.shrunk(job.loader.micro_batch)
+
+
+def _counted(job: Job, batches: Sequence[Batch]) -> tuple[int, int, int, float]:
+    """Return the rows, targets and positions of a step, and which share of what was computed is padding."""
+    rows = sum(len(batch.rows) for batch in batches)
+    targets = int(sum(sum(batch.weights.values()) for batch in batches))
+    positions = sum(sum(batch.lengths or []) for batch in batches)
+    if positions == 0 or (job.stack and job.stack.packed):
+        return rows, targets, positions, 0.0
+    computed = sum(len(batch.lengths or []) * max(batch.lengths or [0]) for batch in batches)
+    return rows, targets, positions, 1 - positions / computed
+
+
+def _described(job: Job, state: State, batches: Sequence[Batch], result: StepResult) -> dict[str, Any]:
     """Return what is known of a step with a non-finite number: its bad rows and their places, the first bad parameter."""
-    found = describe_non_finite(
-        job.model,
-        job.task,
-        batches,
-        float(result.loss),
-        float(result.grad_norm),
-        lambda row: job.task.collate([job.loader.store[row]]).to(job.device),
-    )
+
+    def learn(row: int) -> Any:
+        return gradient_of(job, state, [collate(job.loader.store, job.task, [row], job.loader.prefix)])
+
+    rows = [row for batch in batches for row in batch.rows]
+    found = describe_non_finite(job.weights, rows, float(result.loss), float(result.grad_norm), learn)
     return {**found, "places": [job.loader.store.where(row) for row in found["rows"]]}
 
 

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from burnish.models.stack import Stack
 from burnish.task import Batch, Task
 
 
-def arithmetic(device: str, precision: str) -> AbstractContextManager[Any]:
-    """Return the context in which the model computes: bfloat16 where it is safe, or float32 throughout."""
-    import torch
-
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16)
+def arranged(stack: Stack | None, batch: Batch) -> AbstractContextManager[None]:
+    """Return the context in which a batch is computed, backward pass included: its rows end to end, or padded."""
+    return stack.rows(batch.lengths, batch.prefix) if stack and stack.packed else nullcontext()
 
 
-def accumulate(model: Any, task: Task, batches: Sequence[Batch], device: str, precision: str, seed: int) -> Any:
+def accumulate(model: Any, stack: Stack | None, task: Task, batches: Sequence[Batch], device: str, seed: int) -> Any:
     """Add the gradient of the global batch to the parameters and return its loss, a scalar tensor on `device`.
 
     Each loss term is summed over all micro-batches and divided by that term's weight over all micro-batches, so the
@@ -37,12 +34,12 @@ def accumulate(model: Any, task: Task, batches: Sequence[Batch], device: str, pr
     total = torch.zeros((), device=device)
     for index, batch in enumerate(batches):
         torch.manual_seed((seed * 1_000_003 + index) % 2**63)
-        with arithmetic(device, precision):
+        with arranged(stack, batch):
             sums = task.loss(model, batch.to(device))
-        loss = sum(value / weights[term] for term, value in sums.items() if weights[term])
-        if isinstance(loss, torch.Tensor):  # a micro-batch without any target adds nothing
-            loss.backward()
-            total += loss.detach()
+            loss = sum(value / weights[term] for term, value in sums.items() if weights[term])
+            if isinstance(loss, torch.Tensor):  # a micro-batch without any target adds nothing
+                loss.backward()
+                total += loss.detach()
     return total
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from burnish.data.loader import collate
 from burnish.data.store import Store
-from burnish.engine.step import arithmetic
+from burnish.engine.step import arranged
 from burnish.errors import GuardError
+from burnish.models.stack import Stack
 from burnish.task import Records, Task
 
 
@@ -22,7 +23,8 @@ def score(
     *,
     batch: int,
     device: str,
-    precision: str,
+    stack: Stack | None = None,
+    prefix: Callable[[Sequence[int]], Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
     rows: Sequence[int] | None = None,
 ) -> Records:
@@ -30,6 +32,8 @@ def score(
 
     Args:
         batch: examples computed at once; examples of like length go together.
+        stack: of the model, to lay rows end to end if it does; None pads them.
+        prefix: what the model's frozen layers give for rows of this store, if that is stored.
         progress: called with the number of examples done after each batch; may raise to stop.
         rows: score only these examples; None is all.
     """
@@ -40,13 +44,14 @@ def score(
     order = chosen[np.argsort(store.lengths()[chosen], kind="stable")]
     parts: list[Records] = []
     done = 0
-    with torch.inference_mode(), arithmetic(device, precision):
+    with torch.inference_mode():
         for start in range(0, len(order), batch):
-            for piece in collate(store, task, [int(i) for i in order[start : start + batch]], batch):
+            piece = collate(store, task, [int(row) for row in order[start : start + batch]], prefix)
+            with arranged(stack, piece):
                 records = task.score(model, piece.to(device))
-                parts.append({"index": np.asarray(piece.rows), **records})
-                done += len(piece.rows)
-                progress(done)
+            parts.append({"index": np.asarray(piece.rows), **records})
+            done += len(piece.rows)
+            progress(done)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     back = np.argsort(joined.pop("index"), kind="stable")
     return {name: values[back] for name, values in joined.items()}

@@ -126,8 +126,12 @@ class Stack:
 
     def __init__(self, model: Any):
         self.name, self.layers = find_stack(model)
+        self.packed = False
+        """Whether rows are laid end to end; a caller decides it by `refusal`."""
         self.depth = 0
         """How many of the lowest layers are frozen together with all that lies below them, and can be replayed."""
+        self.width, self.kind = 0, torch.float32
+        """Size and type of what the frozen layers give for a position."""
         self._model = model
         self._passage: Passage | None = None
         self._stop = False
@@ -191,6 +195,26 @@ class Stack:
             return out
         return (passage.leave(out[0]), *out[1:]) if isinstance(out, tuple) else passage.leave(out)
 
+    def recompute(self, mode: str) -> None:
+        """Save memory: compute the activations of layers that train again in the backward pass.
+
+        Args:
+            mode: "none"; "selective" keeps the results of matrix products; "full" keeps each layer's input only.
+        """
+        from torch.utils import checkpoint
+
+        if mode == "none":
+            return
+        options: dict[str, Any] = {"use_reentrant": False}
+        if mode == "selective":
+            kept = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default]
+            options["context_fn"] = partial(checkpoint.create_selective_checkpoint_contexts, kept)
+        self.inner = [partial(checkpoint.checkpoint, inner, **options) for inner in self.inner]
+
+    def compile(self) -> None:
+        """Compile each layer; layers of one shape share what was compiled."""
+        self.inner = [torch.compile(inner, dynamic=True) for inner in self.inner]
+
     # -- the frozen prefix -------------------------------------------------------------------------------------------
 
     def prefix_of(self, forward: Forward, batch: Batch) -> torch.Tensor:
@@ -221,6 +245,7 @@ class Stack:
                 return "something below the frozen layers trains"
             self.depth, self._entry = depth, self._find_entry(seen)
             draws = [self.prefix_of(forward, _seeded(batch, seed)) for seed in (1, 2)]
+            self.width, self.kind = draws[0].shape[-1], draws[0].dtype
             if not torch.equal(*draws):
                 return self._without_prefix("the frozen layers draw random numbers")
             torch.manual_seed(0)

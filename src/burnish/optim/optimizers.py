@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from burnish.config import OptimSettings
@@ -71,11 +71,16 @@ def muon(settings: OptimSettings, groups: list[dict[str, Any]]) -> list[Any]:
     return optimizers
 
 
-def parameter_groups(model: Any, settings: OptimSettings, lr: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: Any, settings: OptimSettings, lr: float, exact: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Return the trainable parameters in groups of one kind, one learning rate and one weight decay.
 
     Kinds are `matrix` (hidden weights of two dimensions), `embedding` (input embeddings and the output head) and
     `vector` (norms, biases). Only matrices decay.
+
+    Args:
+        exact: by name, what is updated in place of the model's own parameters (see `burnish.models.precision`).
 
     Raises:
         UserError: a pattern of `optim.lr_scale` is malformed or matches nothing.
@@ -102,7 +107,7 @@ def parameter_groups(model: Any, settings: OptimSettings, lr: float) -> list[dic
             (kind, factor), {"params": [], "kind": kind, "lr": lr * factor, "peak_lr": lr * factor}
         )
         group["weight_decay"] = settings.weight_decay if kind == "matrix" else 0.0
-        group["params"].append(parameter)
+        group["params"].append(exact[name] if exact else parameter)
     for pattern, _ in scales:
         if pattern not in used:
             raise UserError(f"optim.lr_scale: {pattern!r} matches no parameter that trains.")
@@ -145,16 +150,17 @@ class Optimizers:
         model: its trainable parameters are updated.
         settings: the `optim` group.
         lr: the peak learning rate.
+        exact: by name, what is updated in place of the model's own parameters.
 
     Raises:
         UserError: no optimizer has that name, or a pattern matches nothing.
     """
 
-    def __init__(self, model: Any, settings: OptimSettings, lr: float):
+    def __init__(self, model: Any, settings: OptimSettings, lr: float, exact: Mapping[str, Any] | None = None):
         if settings.name not in OPTIMIZERS:
             raise unknown("optimizer", settings.name, OPTIMIZERS)
-        self.all = OPTIMIZERS[settings.name](settings, parameter_groups(model, settings, lr))
-        self.names = {id(value): name for name, value in model.named_parameters()}
+        self.all = OPTIMIZERS[settings.name](settings, parameter_groups(model, settings, lr, exact))
+        self.names = {id(value): name for name, value in (exact or dict(model.named_parameters())).items()}
 
     def set_lr(self, factor: float) -> None:
         """Set every group's learning rate to `factor` of its peak."""

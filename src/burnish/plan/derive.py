@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,11 +14,18 @@ from burnish.env import free_disk_bytes, free_memory_bytes, has_fast_bf16
 from burnish.errors import UserError
 from burnish.models.load import dropout_of, longest_sequence, parameter_count, trainable_count
 from burnish.run import RunFolder
-from burnish.units import Duration, readable_bytes
+from burnish.units import Duration, readable_bytes, readable_seconds
 
 #: Share of the time that evaluations on the way may take, and the fewest rows that still say something.
 MOST_EVALUATING = 0.1
 FEWEST_EVALUATED = 200
+
+#: Fewer positions computed at once than this leave the processor waiting; activations are then rather recomputed.
+FEWEST_POSITIONS = 1024
+
+#: By device: operations a second to expect of it, seconds that compiling takes, and how much faster a step is after it
+#: (docs/log.md; the GPU's are estimates).
+COMPILES = {"cpu": (100e9, 60.0, 1.05), "cuda": (200e12, 60.0, 1.3)}
 
 #: State per trained parameter by optimizer, in float32 numbers.
 _STATE_NUMBERS = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 0, "muon": 2}
@@ -39,6 +47,10 @@ class Plan:
     evaluate_every: int
     evaluate_rows: int
     best: str
+    arrangement: str
+    """packed: rows lie end to end; padded: rows of like length are filled up to the longest."""
+    recompute: str
+    compile: bool
     memory: dict[str, int]
     model: dict[str, Any]
     data: dict[str, Any]
@@ -90,7 +102,7 @@ def choose_precision(config: Config, device: str) -> tuple[str, str]:
     if config.train.precision != "auto":
         return config.train.precision, ""
     if has_fast_bf16(device):
-        return "bf16", f"this {device} multiplies bfloat16 faster; weights and optimizer stay float32"
+        return "bf16", f"this {device} multiplies bfloat16 faster; the weights behind and the optimizer stay float32"
     return "fp32", f"bfloat16 would be emulated and slower on this {device}"
 
 
@@ -125,22 +137,76 @@ def choose_lr(config: Config, model: Any) -> tuple[float, str]:
     return 5e-5, "fine-tuning (Devlin et al. 2019, appendix A.3)"
 
 
-def choose_micro_batch(config: Config, model_config: Any, device: str, longest: int, states: int) -> tuple[int, str]:
-    """Return how many rows are computed at once, and why: as many as half of the free memory takes.
+def choose_micro_batch(
+    config: Config, model_config: Any, device: str, precision: str, longest: int, states: int
+) -> tuple[int, str, dict[str, str]]:
+    """Return how many rows are computed at once, which activations are computed again, and why.
+
+    As many rows as half of the free memory takes; activations are recomputed only if too few rows would fit otherwise.
 
     Args:
         longest: positions of the longest row.
         states: bytes of parameters, gradients and optimizer state.
     """
-    if config.train.micro_batch is not None:
-        return min(config.train.micro_batch, config.train.batch), ""
     text = model_config.get_text_config()
-    per_row = longest * (text.num_hidden_layers * text.hidden_size * 34 * 4 + text.vocab_size * 12)
-    free = _free_memory(device) - states
-    rows = max(1, int(free * 0.5 / per_row))
-    if rows >= config.train.batch:
-        return config.train.batch, "the whole batch fits in memory"
-    return rows, f"about {readable_bytes(per_row)} of activations a row"
+    layers, width, size = text.num_hidden_layers, text.hidden_size, 2 if precision == "bf16" else 4
+    budget = 0.5 * (_free_memory(device) - states)
+    # Numbers kept a position and layer (Korthikanti et al. 2022, section 4.1, without the attention matrix).
+    kept = {"none": 34 * layers, "selective": 18 * layers, "full": layers + 34}
+    modes = list(kept) if config.train.recompute == "auto" else [config.train.recompute]
+    batch = config.train.batch
+    wanted = config.train.micro_batch or min(batch, math.ceil(FEWEST_POSITIONS / longest))
+    for mode in modes:
+        per_row = longest * width * size * kept[mode]
+        rows = max(1, int(budget / per_row))
+        if rows >= wanted:
+            break
+    why = {}
+    if config.train.recompute == "auto":
+        why["recompute"] = "activations fit in memory" if mode == "none" else "more activations would not fit in memory"
+    if config.train.micro_batch is not None:
+        return min(config.train.micro_batch, batch), mode, why
+    why["micro_batch"] = f"about {readable_bytes(per_row)} of activations a row"
+    if rows >= batch:
+        why["micro_batch"] = "the whole batch fits in memory"
+    return min(rows, batch), mode, why
+
+
+def choose_compile(config: Config, device: str, flops: float) -> tuple[bool, str]:
+    """Return whether the layers are compiled, and why.
+
+    Args:
+        flops: floating-point operations of the whole run.
+    """
+    if config.train.compile != "auto":
+        return config.train.compile == "on", ""
+    kind = device.split(":")[0]
+    if kind not in COMPILES:
+        return False, f"not tried on {kind}"
+    if kind == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        return False, "this machine has no C++ compiler"
+    rate, cost, gain = COMPILES[kind]
+    expected = flops / rate
+    saved = expected * (1 - 1 / gain)
+    text = f"about {readable_seconds(expected)} of computing, of which it would save {readable_seconds(saved)}"
+    return saved > 2 * cost, f"{text}; compiling takes about {readable_seconds(cost)}"
+
+
+def flops_per_position(model: Any, model_config: Any, sequence: float) -> float:
+    """Return the floating-point operations of training on one position: 6 N + 12 L H T.
+
+    N counts the weights of matrix products (no embedding lookups, the output layer also when tied), L layers, H width, T
+    positions of a row. Source: Chowdhery et al. 2022 (PaLM), appendix B; forward and backward, nothing recomputed.
+    """
+    from torch import nn
+
+    text = model_config.get_text_config()
+    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in looked_up)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None and id(head.weight) in looked_up:
+        matrices += head.weight.numel()
+    return 6.0 * matrices + 12.0 * text.num_hidden_layers * text.hidden_size * sequence
 
 
 def _free_memory(device: str) -> int:
@@ -151,11 +217,12 @@ def _free_memory(device: str) -> int:
     return free_memory_bytes()
 
 
-def memory_of(config: Config, model: Any) -> dict[str, int]:
+def memory_of(config: Config, model: Any, precision: str) -> dict[str, int]:
     """Return the bytes of parameters, gradients and optimizer state."""
     parameters, trained = parameter_count(model), trainable_count(model)
+    rounded = 2 * parameters if precision == "bf16" else 0
     return {
-        "parameters": 4 * parameters,
+        "parameters": 4 * parameters + rounded,
         "gradients": 4 * trained,
         "optimizer": 4 * trained * _STATE_NUMBERS.get(config.optim.name, 2),
     }

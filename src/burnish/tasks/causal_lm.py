@@ -18,7 +18,6 @@ from burnish.task import Batch, Example, Records, Row, Task
 if TYPE_CHECKING:
     import torch
 
-IGNORED = -100
 _ENCODED_AT_ONCE = 1000
 
 
@@ -76,6 +75,8 @@ class TextGeneration(Task):
         """Refuse a model that sees the tokens it should predict, as an encoder with a language head does."""
         import torch
 
+        from burnish.models.logits import whole_logits
+
         ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
         was_training = model.training
         model.eval()
@@ -87,6 +88,7 @@ class TextGeneration(Task):
                 f"model: {type(model).__name__} sees later tokens, so it cannot learn to predict them. "
                 "Take a decoder, such as a GPT-2 or a Llama."
             )
+        whole_logits(model)
 
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         end = self.tokenizer.eos_token_id
@@ -176,40 +178,39 @@ class TextGeneration(Task):
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch
 
-        longest = max(len(example["input_ids"]) for example in examples) - 1
-        inputs = torch.zeros(len(examples), longest, dtype=torch.long)
-        labels = torch.full((len(examples), longest), IGNORED)
-        for row, example in enumerate(examples):
-            ids = torch.from_numpy(example["input_ids"].astype(np.int64))
-            size, context = len(ids) - 1, int(example["context"][0])
-            inputs[row, :size] = ids[:-1]
-            labels[row, context:size] = ids[1 + context :]
-        # No attention mask: padding stands on the right, where causal attention never looks, and has no target.
-        sizes = torch.tensor([int(example["bytes"][0]) for example in examples])
-        count = int((labels != IGNORED).sum())
         lengths = [len(example["input_ids"]) - 1 for example in examples]
-        return Batch({"input_ids": inputs}, {"labels": labels, "bytes": sizes}, {"loss": count}, lengths)
-
-    def _token_losses(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Return the loss of every position in nats, float32, [rows, positions]; 0 where there is no target."""
-        from torch.nn import functional
-
-        logits = model(**batch.inputs, use_cache=False).logits
-        labels = batch.targets["labels"]
-        losses = functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return losses.view_as(labels)
+        longest = max(lengths)
+        inputs = np.zeros((len(examples), longest), np.int64)
+        labels, places = [], []
+        for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+            ids, context = example["input_ids"], int(example["context"][0])
+            inputs[row, :length] = ids[:-1]
+            labels.append(ids[1 + context :])
+            places.append(np.arange(context, length) + row * longest)
+        # No attention mask: padding stands on the right, where causal attention never looks, and has no target.
+        targets = {
+            "labels": torch.from_numpy(np.concatenate(labels).astype(np.int64)),
+            "places": torch.from_numpy(np.concatenate(places)),
+            "bytes": torch.tensor([int(example["bytes"][0]) for example in examples]),
+        }
+        weights = {"loss": float(len(targets["labels"]))}
+        return Batch({"input_ids": torch.from_numpy(inputs)}, targets, weights, lengths)
 
     def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"loss": self._token_losses(model, batch).sum()}
+        from burnish.models.logits import loss_sum
+
+        return {"loss": loss_sum(model, batch.inputs, batch.targets["labels"], batch.targets["places"])}
 
     def score(self, model: Any, batch: Batch) -> Records:
-        losses = self._token_losses(model, batch)
-        labels = batch.targets["labels"]
+        from burnish.models.logits import losses
+
+        places = batch.targets["places"]
+        found = losses(model, batch.inputs, batch.targets["labels"], places).double().cpu().numpy()
+        rows, longest = batch.inputs["input_ids"].shape
+        row_of = places.cpu().numpy() // longest
         return {
-            "nats": losses.double().sum(1).cpu().numpy(),
-            "targets": (labels != IGNORED).sum(1).cpu().numpy(),
+            "nats": np.bincount(row_of, found, rows),
+            "targets": np.bincount(row_of, minlength=rows),
             "bytes": batch.targets["bytes"].cpu().numpy(),
         }
 

@@ -1,0 +1,81 @@
+"""Trying a built model on a few of its own rows, to see how the engine may compute it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from burnish.data.loader import collate
+from burnish.data.store import Store
+from burnish.errors import UserError
+from burnish.models.precision import round_to_bf16
+from burnish.models.stack import Stack
+from burnish.task import Batch, Task
+
+
+class Fit:
+    """A model tried on the shortest, a middling and the longest row of its training data.
+
+    Args:
+        model: in float32, on its device, frozen where it is to be.
+    """
+
+    def __init__(self, model: Any, task: Task, store: Store, device: str):
+        self.model, self.task, self.device = model, task, device
+        order = store.lengths().argsort(kind="stable")
+        rows = list(dict.fromkeys(int(order[place]) for place in (0, len(order) // 2, -1)))
+        self.together = collate(store, task, rows).to(device)
+        self.alone = [collate(store, task, [row]).to(device) for row in rows]
+        self.frozen = not all(value.requires_grad for value in model.parameters())
+        self.stack: Stack | None = None
+        try:
+            self.stack = Stack(model)
+        except UserError as error:
+            self.no_stack = str(error).partition(": ")[2]
+
+    def forward(self, batch: Batch) -> Any:
+        """Return the summed loss of a batch."""
+        return torch.stack(list(self.task.loss(self.model, batch).values())).sum()
+
+    def arrangement(self, wish: str) -> tuple[str, str]:
+        """Return packed or padded, and why.
+
+        Args:
+            wish: "auto", or "off" for padded.
+        """
+        if wish == "off":
+            return "padded", "rows of like length together; train.packing is off"
+        training = self.model.training
+        self.model.eval()
+        refusal = self.stack.refusal(self.forward, self.together, self.alone) if self.stack else self.no_stack
+        self.model.train(training)
+        if refusal:
+            return "padded", f"rows of like length together; end to end this model does not take them: {refusal}"
+        return "packed", "end to end without padding; tried: each row comes out as it does alone"
+
+    def refuses_bf16(self) -> str | None:
+        """Return why the model does not compute with weights in bfloat16; None: it does."""
+        exact = round_to_bf16(self.model)
+        try:
+            with torch.no_grad():
+                loss = self.forward(self.alone[0])
+            return None if torch.isfinite(loss) else "the loss came out as no finite number"
+        except RuntimeError as error:
+            return " ".join(str(error).split())[:160]
+        finally:
+            for name, parameter in self.model.named_parameters():
+                if name in exact:
+                    parameter.data = exact[name]
+
+    def prefix_refusal(self) -> str | None:
+        """Let the stack find its frozen layers; return why they have to be computed in every step although frozen."""
+        if not self.frozen:
+            return None
+        if self.stack is None:
+            return self.no_stack
+        if not self.stack.packed:
+            return "rows are padded"
+        return self.stack.find_prefix(self.forward, self.together) or (
+            None if self.stack.depth else "the lowest layer trains"
+        )

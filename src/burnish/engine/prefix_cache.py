@@ -1,0 +1,300 @@
+"""What a model's frozen lower layers give for each row, computed once and kept on disk.
+
+A folder `prefix/KEY` in the cache holds parts; each part is a folder with the rows' hidden states laid end to end
+(`values.bin`), and for each row a digest of what the model sees of it, its length and a checksum (`rows.npz`). A part
+appears by one rename and never changes. KEY names the frozen weights, the depth, the arithmetic and the versions, so that
+another learning rate or seed finds the same folder, and another model or tokenizer never does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from burnish.data.store import Store
+from burnish.env import fingerprint, free_disk_bytes, versions
+from burnish.models.stack import Forward, Stack
+from burnish.run import fsync_dir, remove_folder
+from burnish.task import Batch, Task
+from burnish.units import readable_bytes, readable_seconds
+
+#: Positions computed at once when the cache is filled: enough for the matrix products, few enough for memory.
+POSITIONS_AT_ONCE = 8192
+#: Share of the free disk that all caches together may take.
+MOST_DISK = 0.5
+_DIGEST_BYTES = 16
+
+
+class CacheUnusable(Exception):
+    """Why there is no cache; the run goes on without one."""
+
+
+def key_of(stack: Stack, model: Any, precision: str) -> str:
+    """Return the name of what the frozen prefix computes."""
+    above = {id(value) for layer in stack.layers[stack.depth :] for value in layer.parameters()}
+    content = hashlib.sha256()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if not value.requires_grad and id(value) not in above:
+            content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_BELOW}
+    used = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
+    return fingerprint("prefix 1", content.hexdigest(), config, stack.depth, precision, used, str(model.device.type))
+
+
+#: Settings of a model's head, which what lies below does not depend on.
+_NOT_BELOW = frozenset(
+    {"_name_or_path", "id2label", "label2id", "num_labels", "problem_type", "dtype", "architectures"}
+)
+
+
+@dataclass
+class Filled:
+    """What filling did, to be said to the user."""
+
+    rows: int
+    found: int
+    """Rows that were there already."""
+    size_bytes: int
+    seconds: float
+    """What computing and storing the others took."""
+    seconds_once: float
+    """What computing all of them takes."""
+
+    def sentence(self, epochs: float) -> str:
+        """Return what filling did and what it saves in a run of some epochs."""
+        hits = f"{self.found / max(1, self.rows):.0%} were there"
+        took = (
+            f", {readable_bytes(self.size_bytes)} stored in {readable_seconds(self.seconds)}" if self.size_bytes else ""
+        )
+        saved = max(0.0, self.seconds_once * epochs - self.seconds)
+        return f"{self.rows:,} rows, {hits}{took}; about {readable_seconds(saved)} saved"
+
+
+@dataclass
+class PrefixCache:
+    """The stored hidden states of rows.
+
+    Args:
+        folder: `.../prefix/KEY`.
+        width: of a hidden state.
+        kind: numpy type that has the bytes of one number.
+        torch_kind: their torch type.
+    """
+
+    folder: Path
+    width: int
+    kind: Any
+    torch_kind: Any
+    _parts: list[Any] = field(default_factory=list)
+    _where: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
+    """Digest of a row to its part, first position and length."""
+    seconds_per_position: float = 0.0
+
+    @staticmethod
+    def open(folder: Path, width: int, torch_kind: Any) -> PrefixCache:
+        """Return the cache of a key, with those of its parts that are whole.
+
+        Raises:
+            CacheUnusable: the folder cannot be made, read or written.
+        """
+        kind = np.uint16 if torch_kind == torch.bfloat16 else np.uint32
+        cache = PrefixCache(folder, width, kind, torch_kind)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder)  # the least recently used folders are removed first
+            probe = folder / f".tmp-probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+            for part in sorted(folder.glob("part-*")):
+                cache._add(part)
+        except OSError as error:
+            raise CacheUnusable(f"{folder} cannot be used ({error.strerror})") from error
+        return cache
+
+    def _add(self, part: Path) -> None:
+        """Take in the rows of a part whose checksums fit; a damaged row is computed again."""
+        try:
+            with np.load(part / "rows.npz", allow_pickle=False) as index:
+                digests, lengths, sums = index["digests"], index["lengths"], index["checksums"]
+                seconds = float(index["seconds"])
+            values = np.memmap(part / "values.bin", dtype=self.kind, mode="r").reshape(-1, self.width)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        number = len(self._parts)
+        self._parts.append(values)
+        self.seconds_per_position = seconds / max(1, int(starts[-1]))
+        for row in range(len(lengths)):
+            start, end = int(starts[row]), int(starts[row + 1])
+            if end <= len(values) and zlib.crc32(values[start:end].data) == sums[row]:
+                self._where[digests[row].tobytes()] = number, start, end - start
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._where
+
+    def fetch(self, digests: Sequence[bytes]) -> Any:
+        """Return the hidden states of rows, laid end to end: a tensor [positions, width]."""
+        pieces = []
+        for digest in digests:
+            part, start, length = self._where[digest]
+            pieces.append(self._parts[part][start : start + length])
+        joined = np.concatenate(pieces)
+        return torch.from_numpy(joined).view(self.torch_kind)
+
+    def write(self, rows: Iterator[tuple[bytes, Any]]) -> None:
+        """Store rows and their hidden states as one part, whole or not at all, and take it in.
+
+        Raises:
+            CacheUnusable: the disk is full, or cannot be written.
+        """
+        began = time.monotonic()
+        temporary = self.folder / f".tmp-{os.getpid()}"
+        remove_folder(temporary)
+        digests, lengths, sums = [], [], []
+        try:
+            temporary.mkdir()
+            with open(temporary / "values.bin", "wb") as handle:
+                for digest, hidden in rows:
+                    values = hidden.contiguous().cpu().view(torch.uint8).numpy()
+                    digests.append(np.frombuffer(digest, np.uint8))
+                    lengths.append(len(hidden))
+                    sums.append(zlib.crc32(values.data))
+                    handle.write(values.data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            with open(temporary / "rows.npz", "wb") as handle:
+                np.savez(
+                    handle,
+                    digests=np.stack(digests),
+                    lengths=np.array(lengths),
+                    checksums=np.array(sums, np.uint32),
+                    seconds=time.monotonic() - began,
+                )
+                handle.flush()
+                os.fsync(handle.fileno())
+            name = hashlib.sha256(b"".join(sorted(d.tobytes() for d in digests))).hexdigest()[:16]
+            target = self.folder / f"part-{name}-{time.time_ns()}"
+            os.rename(temporary, target)
+            fsync_dir(self.folder)
+        except OSError as error:
+            raise CacheUnusable(f"{self.folder} cannot be written ({error.strerror})") from error
+        finally:
+            remove_folder(temporary)
+        self._add(target)
+
+
+@dataclass
+class Prefix:
+    """The frozen prefix of a model, replayed for the rows of one store.
+
+    Args:
+        cache: where the hidden states are.
+        digests: of each row of the store that is in it.
+    """
+
+    cache: PrefixCache
+    digests: dict[int, bytes]
+
+    def __call__(self, rows: Sequence[int]) -> Any:
+        """Return what the prefix gives for rows, laid end to end; None if one of them is not stored."""
+        if any(row not in self.digests for row in rows):
+            return None
+        return self.cache.fetch([self.digests[row] for row in rows])
+
+
+def digest_of(batch: Batch) -> bytes:
+    """Return a digest of what the model sees of a batch of one row."""
+    content = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for name, value in sorted(batch.inputs.items()):
+        content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        content.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return content.digest()
+
+
+def fill(
+    cache: PrefixCache,
+    stack: Stack,
+    forward: Forward,
+    task: Task,
+    store: Store,
+    rows: Sequence[int],
+    device: str,
+    progress: Callable[[int], None],
+) -> tuple[Prefix, Filled]:
+    """Compute what is not stored yet of the rows of a store, longest rows last, and return it ready for replay.
+
+    Args:
+        forward: computes the model on a batch; left as soon as the prefix is done.
+        progress: called with the number of rows done; may raise to stop, and nothing is half-written then.
+
+    Raises:
+        CacheUnusable: there is no room, or writing failed.
+    """
+    began = time.monotonic()
+    batches = {row: task.collate([store[row]]) for row in rows}
+    digests = {row: digest_of(batch) for row, batch in batches.items()}
+    missing = list({digests[row]: row for row in rows if digests[row] not in cache}.values())
+    missing.sort(key=store.length)
+    size = cache.width * np.dtype(cache.kind).itemsize
+    positions = sum(sum(batches[row].lengths or [0]) for row in missing)
+    make_room(cache.folder, positions * size)
+
+    def computed() -> Iterator[tuple[bytes, Any]]:
+        done, start = len(rows) - len(missing), 0
+        while start < len(missing):
+            end = start + 1
+            total = store.length(missing[start])
+            while end < len(missing) and total + store.length(missing[end]) <= POSITIONS_AT_ONCE:
+                total += store.length(missing[end])
+                end += 1
+            chosen = missing[start:end]
+            batch = task.collate([store[row] for row in chosen])
+            assert batch.lengths is not None  # rows that are laid end to end have known lengths
+            hidden = stack.prefix_of(forward, batch.to(device)).to(cache.torch_kind)
+            yield from zip([digests[row] for row in chosen], hidden.split(batch.lengths), strict=True)
+            start = end
+            done += len(chosen)
+            progress(done)
+
+    if missing:
+        cache.write(computed())
+    prefix = Prefix(cache, digests)
+    taken = positions * size if missing else 0
+    every = sum(sum(batch.lengths or [0]) for batch in batches.values())
+    once = every * cache.seconds_per_position
+    return prefix, Filled(len(rows), len(rows) - len(missing), taken, time.monotonic() - began, once)
+
+
+def make_room(folder: Path, needed: int) -> None:
+    """Remove the least recently used caches of other models until `needed` bytes fit.
+
+    Raises:
+        CacheUnusable: they do not fit even then.
+    """
+    others = sorted((path.parent for path in folder.parent.glob("*/part-*") if path.parent != folder), key=_used)
+    others = list(dict.fromkeys(others))
+    while needed > MOST_DISK * free_disk_bytes(folder):
+        if not others:
+            free = free_disk_bytes(folder)
+            raise CacheUnusable(
+                f"{needed / 1e9:.1f} GB would be stored, and half of the free disk is {MOST_DISK * free / 1e9:.1f} GB"
+            )
+        remove_folder(others.pop(0))
+
+
+def _used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
