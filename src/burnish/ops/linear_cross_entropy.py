@@ -141,8 +141,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return losses.sum()
 
     @staticmethod
-    @once_differentiable  # pyrefly: ignore [bad-override]
-    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("linear_cross_entropy: backward ran a second time; its gradients were handed out.")

@@ -1,4 +1,4 @@
-"""Optimizers: torch's own, given the parameter groups that suit a transformer."""
+"""Optimizers: torch's own, and Muon, given the parameter groups that suit a transformer."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def muon(settings: OptimSettings, groups: list[dict[str, Any]]) -> list[Any]:
 
     Source: Jordan et al. 2024; update scaled to AdamW's size as in Liu et al. 2025 (Moonlight), equation 4.
     """
-    from torch.optim import Muon
+    from burnish.optim.muon import Muon
 
     matrices = [group for group in groups if group["kind"] == "matrix"]
     others = [group for group in groups if group["kind"] != "matrix"]
     optimizers = adamw(settings, others) if others else []
     if matrices:
-        optimizers.append(Muon(matrices, momentum=max(settings.beta1, 0.95), adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(matrices, momentum=max(settings.beta1, 0.95)))
     return optimizers
 
 
