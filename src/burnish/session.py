@@ -27,6 +27,7 @@ from burnish.models.load import describe as describe_model
 from burnish.models.precision import Weights
 from burnish.models.scratch import find_preset
 from burnish.models.source import model_folder
+from burnish.ops.dropout import swap_dropout
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
 from burnish.plan.derive import (
@@ -288,6 +289,7 @@ class Session:
 
         torch.set_num_threads(self.plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # all of it is written before it is read
         self.job = self._job()
 
     # -- begin ---------------------------------------------------------------------------------------------------
@@ -369,6 +371,8 @@ class Session:
         model, self.loaded = build(self.task_class.auto_class, self.model_config, self.source)
         model.to(plan.device)
         frozen = freeze(model, config.freeze)
+        if plan.device == "cpu":
+            swap_dropout(model)
         self.task.check(model)
         fit = Fit(model, self.task, self.stores["train"], plan.device)
         if not plan.arrangement:

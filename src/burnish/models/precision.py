@@ -89,11 +89,13 @@ class Weights:
 
 
 def _handing_to(behind: nn.Parameter) -> Any:
+    collected = torch.empty_like(behind)  # one buffer for the whole run: fresh memory costs more than the sum in it
+
     def hand_over(parameter: torch.Tensor) -> None:
         gradient = parameter.grad
         assert gradient is not None  # the hook runs after it was accumulated
         if behind.grad is None:
-            behind.grad = gradient.float()
+            behind.grad = collected.copy_(gradient)
         else:
             behind.grad += gradient
         parameter.grad = None

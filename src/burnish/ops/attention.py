@@ -12,16 +12,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from typing import Any
 
+import numpy as np
 import torch
+
+from burnish.ops.dropout import keep_mask
 
 NAME = "burnish"
 """The attention function's name in transformers."""
 
 #: Queries computed together where a window limits what they see.
 _BLOCK = 128
+
+#: Microseconds of a kernel's call, of a position in it, and of a pair of positions, both passes together (docs/log.md).
+_CALL, _POSITION, _PAIR = 150.0, 4.0, 0.04
 
 #: What a model may hand to an attention function without changing what it computes here.
 _HARMLESS = frozenset({
@@ -32,20 +38,59 @@ _HARMLESS = frozenset({
 
 
 @dataclass(frozen=True)
+class Group:
+    """Neighbouring rows computed together, filled up to the longest of them.
+
+    Args:
+        start: first position of the group among the filled-up positions.
+        count: rows.
+        length: of the longest row.
+        lengths: of each row.
+    """
+
+    start: int
+    count: int
+    length: int
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows of many lengths become few batches for the kernels.
+
+    Args:
+        index: for each filled-up position the one it is copied from; None: nothing is filled up.
+        back: for each real position where it lies among the filled-up ones.
+        idle: the filled-up positions without a real one.
+    """
+
+    groups: tuple[Group, ...]
+    index: torch.Tensor | None = None
+    back: torch.Tensor | None = None
+    idle: torch.Tensor | None = None
+
+    def spread(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return [1, heads, positions, width] with the filled-up positions, copies of real ones in the idle places."""
+        if self.index is None:
+            return tensor
+        return tensor[0].transpose(0, 1).index_select(0, self.index).transpose(0, 1)[None]
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return [1, heads, filled-up positions, width] without the idle places."""
+        if self.back is None:
+            return tensor
+        return tensor[0].transpose(0, 1).index_select(0, self.back).transpose(0, 1)[None]
+
+    def zero_idle(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a spread tensor with zeros in the idle places."""
+        return tensor if self.idle is None else tensor.index_fill_(2, self.idle, 0)
+
+
+@dataclass(frozen=True)
 class Segments:
     """How many positions each row has, in the order in which the rows lie."""
 
     lengths: tuple[int, ...]
-
-    @cached_property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Neighbours of one length, computed together: first position, number of rows, their length."""
-        found, start = [], 0
-        for length, rows in groupby(self.lengths):
-            count = len(list(rows))
-            found.append((start, count, length))
-            start += count * length
-        return found
 
     @cached_property
     def total(self) -> int:
@@ -56,6 +101,40 @@ class Segments:
     def longest(self) -> int:
         """Positions of the longest row."""
         return max(self.lengths)
+
+    @cached_property
+    def _runs(self) -> list[tuple[int, int]]:
+        return [(len(list(rows)), length) for length, rows in groupby(self.lengths)]
+
+    @cached_property
+    def exact(self) -> Layout:
+        """Rows of one length together, nothing filled up."""
+        groups, start = [], 0
+        for count, length in self._runs:
+            groups.append(Group(start, count, length, (length,) * count))
+            start += count * length
+        return Layout(tuple(groups))
+
+    @cached_property
+    def filled(self) -> Layout:
+        """Neighbours of like length together, where filling up costs less than another call."""
+        ends = _grouped(self._runs)
+        if len(ends) == len(self._runs):
+            return self.exact
+        groups: list[Group] = []
+        index, back, first, place, run = [], [], 0, 0, 0
+        for end in ends:
+            lengths = [length for count, length in self._runs[run:end] for _ in range(count)]
+            longest, run = max(lengths), end
+            groups.append(Group(place, len(lengths), longest, tuple(lengths)))
+            for length in lengths:
+                index += [range(first, first + length), [first] * (longest - length)]
+                back.append(range(place, place + length))
+                first, place = first + length, place + longest
+        flat = np.fromiter(chain.from_iterable(index), np.int64, place)
+        real = np.fromiter(chain.from_iterable(back), np.int64, first)
+        idle = np.setdiff1d(np.arange(place), real, assume_unique=True)
+        return Layout(tuple(groups), *(torch.from_numpy(numbers) for numbers in (flat, real, idle)))
 
     def bounds(self, device: torch.device) -> torch.Tensor:
         """Return where each row begins, and the end: int32 [rows + 1] on `device`, copied there once."""
@@ -68,6 +147,23 @@ class Segments:
     @cached_property
     def _bounds(self) -> dict[torch.device, torch.Tensor]:
         return {}
+
+
+def _grouped(runs: list[tuple[int, int]]) -> list[int]:
+    """Return where to cut runs (rows, length) into groups: the end of each, so that the whole takes the least time."""
+    best, start_of = [0.0], [0]
+    for end in range(1, len(runs) + 1):
+        rows, longest, choices = 0, 0, []
+        for start in range(end - 1, max(-1, end - 33), -1):
+            rows, longest = rows + runs[start][0], max(longest, runs[start][1])
+            choices.append((best[start] + _CALL + rows * longest * (_POSITION + _PAIR * longest), start))
+        cost, start = min(choices)
+        best.append(cost)
+        start_of.append(start)
+    ends = [len(runs)]
+    while start_of[ends[-1]] > 0:
+        ends.append(start_of[ends[-1]])
+    return ends[::-1]
 
 
 @dataclass(frozen=True)
@@ -173,7 +269,7 @@ def attention(
     [1.5, 1.5, 5.0]
     """
     if dropout or rule.softcap is not None:
-        return _by_scores(query, key, value, segments, rule, dropout)
+        return _Scores.apply(query, key, value, segments, rule, dropout)
     if query.is_cuda:
         return _varlen(query, key, value, segments, rule)
     if torch.compiler.is_compiling():
@@ -210,17 +306,36 @@ def _hidden(
     return torch.zeros(queries, keys, dtype=kind, device=device).masked_fill_(~seen, -math.inf)
 
 
-def _added(rule: Rule, length: int, rows: slice, keys: slice, like: torch.Tensor) -> torch.Tensor | None:
-    """Return the mask of a piece, or None where all is seen or `is_causal` says what is not."""
-    if rule.window is None or length <= rule.window:
+def _added(
+    rule: Rule, group: Group, rows: slice, keys: slice, like: torch.Tensor, *, causal: bool
+) -> torch.Tensor | None:
+    """Return what is added to a piece's scores to hide keys, or None.
+
+    Args:
+        causal: hide later keys too; where the kernel does that itself it need not be done here.
+    """
+    queries = rows.stop - rows.start
+    if rule.window is not None and group.length > rule.window:
+        offset = rows.start - keys.start
+        return _hidden(queries, keys.stop - keys.start, offset, rule.causal, rule.window, like.dtype, like.device)
+    if rule.causal:  # idle places lie behind a row, where it does not look
+        return _hidden(queries, queries, 0, True, queries, like.dtype, like.device) if causal else None
+    if len(set(group.lengths)) == 1:
         return None
-    sizes = (rows.stop - rows.start, keys.stop - keys.start, rows.start - keys.start)
-    return _hidden(*sizes, rule.causal, rule.window, like.dtype, like.device)
+    beyond = torch.arange(group.length) >= torch.tensor(group.lengths)[:, None]
+    mask = torch.zeros(beyond.shape, dtype=like.dtype).masked_fill_(beyond, -math.inf)
+    return mask[:, None, None, :].to(like.device)
 
 
-def _run(tensor: torch.Tensor, start: int, count: int, length: int) -> torch.Tensor:
-    """Return `count` rows of `length` positions as a view [rows, heads, length, width]."""
-    return tensor[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
+def _layout(segments: Segments, rule: Rule) -> Layout:
+    """Return how the rows are batched; where a window hides keys, nothing is filled up."""
+    return segments.exact if rule.window is not None and segments.longest > rule.window else segments.filled
+
+
+def _rows(tensor: torch.Tensor, group: Group) -> torch.Tensor:
+    """Return a group's rows as a view [rows, heads, length, width]."""
+    part = tensor[0, :, group.start : group.start + group.count * group.length]
+    return part.unflatten(1, (group.count, group.length)).transpose(0, 1)
 
 
 # -- CPU: torch's flash kernel, run by run ----------------------------------------------------------------------------
@@ -230,21 +345,22 @@ def _forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, rule: Rule
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the output [1, heads, positions, width] and the log of each softmax's sum [heads, positions], float32."""
+    layout = _layout(segments, rule)
+    query, key, value = (layout.spread(tensor) for tensor in (query, key, value))
     _, heads, total, _ = query.shape
-    out = query.new_empty(total, heads, value.shape[-1])
+    out = query.new_empty(total, heads, value.shape[-1]).transpose(0, 1)[None]
     sums = query.new_empty(heads, total, dtype=torch.float32)
-    whole, sums_whole = out.transpose(0, 1)[None], sums[None, :, :, None]
-    for start, count, length in segments.runs:
-        q, k, v, o, s = (_run(tensor, start, count, length) for tensor in (query, key, value, whole, sums_whole))
-        for rows, keys in _pieces(length, rule.causal, rule.window):
-            mask = _added(rule, length, rows, keys, q)
+    for group in layout.groups:
+        q, k, v, o, s = (_rows(tensor, group) for tensor in (query, key, value, out, sums[None, :, :, None]))
+        for rows, keys in _pieces(group.length, rule.causal, rule.window):
+            mask = _added(rule, group, rows, keys, q, causal=False)
             result, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q[:, :, rows], k[:, :, keys], v[:, :, keys], 0.0, rule.causal and mask is None,
                 attn_mask=mask, scale=rule.scale,
             )  # fmt: skip
             o[:, :, rows] = result
             s[:, :, rows, 0] = log_sum
-    return out.transpose(0, 1)[None], sums
+    return layout.gather(out), layout.gather(sums[None, :, :, None])[0, :, :, 0].contiguous()
 
 
 def _backward(
@@ -256,23 +372,42 @@ def _backward(
     In float32 whatever the inputs are: the bfloat16 kernel is both rounder and, on processors with AMX, many times slower
     (docs/log.md).
     """
-    kind = query.dtype
-    gradient, query, key, value, out = (tensor.float() for tensor in (gradient, query, key, value, out))
-    grads = [torch.zeros_like(tensor.transpose(1, 2)).transpose(1, 2) for tensor in (query, key, value)]
-    for start, count, length in segments.runs:
-        views = [_run(tensor, start, count, length) for tensor in (gradient, query, key, value, out, *grads)]
+    kind, layout = query.dtype, _layout(segments, rule)
+    gradient, query, key, value, out = (layout.spread(t).float() for t in (gradient, query, key, value, out))
+    gradient, sums = layout.zero_idle(gradient), layout.spread(sums[None, :, :, None])
+    grads = _gradients_like(segments, rule, query, key, value)
+    for group in layout.groups:
+        views = [_rows(tensor, group) for tensor in (gradient, query, key, value, out, *grads)]
         g, q, k, v, o, dq, dk, dv = views
-        s = _run(sums[None, :, :, None], start, count, length)[..., 0]
-        for rows, keys in _pieces(length, rule.causal, rule.window):
-            mask = _added(rule, length, rows, keys, q)
+        s = _rows(sums, group)[..., 0]
+        for rows, keys in _pieces(group.length, rule.causal, rule.window):
+            mask = _added(rule, group, rows, keys, q, causal=False)
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 g[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], o[:, :, rows], s[:, :, rows], 0.0,
                 rule.causal and mask is None, attn_mask=mask, scale=rule.scale,
             )  # fmt: skip
             dq[:, :, rows] = parts[0]
-            dk[:, :, keys] += parts[1]
-            dv[:, :, keys] += parts[2]
-    return tuple(grad.to(kind) for grad in grads)  # type: ignore[return-value]
+            _put(dk, keys, parts[1])
+            _put(dv, keys, parts[2])
+    return tuple(layout.gather(grad).to(kind) for grad in grads)  # type: ignore[return-value]
+
+
+def _gradients_like(segments: Segments, rule: Rule, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Return room for gradients, laid out in memory position by position as a model's projections are.
+
+    Zeros where a window cuts rows into pieces, since a key then collects from several of them.
+    """
+    cut = rule.window is not None and segments.longest > rule.window
+    make = torch.zeros if cut else torch.empty
+    return [make(t.transpose(1, 2).shape, dtype=t.dtype, device=t.device).transpose(1, 2) for t in tensors]
+
+
+def _put(gradient: torch.Tensor, keys: slice, part: torch.Tensor) -> None:
+    """Put in what a piece gives for its keys; add it where another piece may have the same ones."""
+    if part.shape[2] == gradient.shape[2]:
+        gradient.copy_(part)
+    else:
+        gradient[:, :, keys] += part
 
 
 class _Flash(torch.autograd.Function):
@@ -364,27 +499,58 @@ def _varlen(
 # -- scores written out: for what no kernel offers --------------------------------------------------------------------
 
 
-def _by_scores(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, rule: Rule, dropout: float
-) -> torch.Tensor:
-    """Attend with the scores in memory, in float32; autograd makes the gradient."""
-    kind = query.dtype
-    query, key, value = query.float(), key.float(), value.float()
-    outputs = []
-    for start, count, length in segments.runs:
-        q, k, v = (_run(tensor, start, count, length) for tensor in (query, key, value))
-        pieces = []
-        for rows, keys in _pieces(length, rule.causal, rule.window):
-            scores = (q[:, :, rows] * rule.scale) @ k[:, :, keys].transpose(-1, -2)
-            if rule.softcap is not None:
-                scores = rule.softcap * torch.tanh(scores / rule.softcap)
-            window = min(rule.window or length, length)
-            if rule.causal or window < length:
-                sizes = (rows.stop - rows.start, keys.stop - keys.start, rows.start - keys.start)
-                scores = scores + _hidden(*sizes, rule.causal, window, scores.dtype, scores.device)
-            weights = scores.softmax(-1)
-            if dropout:
-                weights = torch.dropout(weights, dropout, train=True)
-            pieces.append(weights @ v[:, :, keys])
-        outputs.append(torch.cat(pieces, 2).transpose(1, 2).flatten(0, 1))  # [positions, heads, width]
-    return torch.cat(outputs).to(kind).transpose(0, 1)[None]
+class _Scores(torch.autograd.Function):
+    """Attention with the scores in memory, in float32: dropout, squeezed scores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Any, key: Any, value: Any, segments: Segments, rule: Rule, dropout: float
+    ) -> torch.Tensor:
+        ctx.kind, ctx.segments, ctx.rule, ctx.scale = query.dtype, segments, rule, 1 / (1 - dropout)
+        layout = _layout(segments, rule)
+        query, key, value = (layout.spread(tensor).float() for tensor in (query, key, value))
+        out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1]).transpose(0, 1)[None]
+        kept = []
+        for group in layout.groups:
+            q, k, v, o = (_rows(tensor, group) for tensor in (query, key, value, out))
+            for rows, keys in _pieces(group.length, rule.causal, rule.window):
+                scores = (q[:, :, rows] * rule.scale) @ k[:, :, keys].transpose(-1, -2)
+                if rule.softcap is not None:
+                    scores = scores.div_(rule.softcap).tanh_()
+                    kept.append(scores)
+                    scores = scores * rule.softcap
+                mask = _added(rule, group, rows, keys, scores, causal=True)
+                weights = (scores if mask is None else scores.add_(mask)).softmax(-1)
+                kept.append(weights)
+                if dropout:
+                    kept.append(keep_mask(weights.shape, dropout, weights.device))
+                    weights = (weights * kept[-1]).mul_(ctx.scale)
+                o[:, :, rows] = weights @ v[:, :, keys]
+        ctx.dropout = bool(dropout)
+        ctx.save_for_backward(query, key, value, *kept)
+        return layout.gather(out).to(ctx.kind)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        (query, key, value, *saved), rule, layout = ctx.saved_tensors, ctx.rule, _layout(ctx.segments, ctx.rule)
+        gradient = layout.zero_idle(layout.spread(gradients[0]).float())
+        kept, grads = iter(saved), _gradients_like(ctx.segments, rule, query, key, value)
+        for group in layout.groups:
+            g, q, k, v, dq, dk, dv = (_rows(tensor, group) for tensor in (gradient, query, key, value, *grads))
+            for rows, keys in _pieces(group.length, rule.causal, rule.window):
+                squeezed = next(kept) if rule.softcap is not None else None
+                weights = next(kept)
+                of_weights = g[:, :, rows] @ v[:, :, keys].transpose(-1, -2)
+                if ctx.dropout:
+                    keep = next(kept)
+                    of_weights = of_weights.mul_(keep).mul_(ctx.scale)
+                    _put(dv, keys, (weights * keep).mul_(ctx.scale).transpose(-1, -2) @ g[:, :, rows])
+                else:
+                    _put(dv, keys, weights.transpose(-1, -2) @ g[:, :, rows])
+                of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, torch.float32)
+                if squeezed is not None:
+                    of_scores = of_scores * (1 - squeezed * squeezed)
+                of_scores = of_scores.mul_(rule.scale)
+                dq[:, :, rows] = of_scores @ k[:, :, keys]
+                _put(dk, keys, of_scores.transpose(-1, -2) @ q[:, :, rows])
+        return (*(layout.gather(grad).to(ctx.kind) for grad in grads), None, None, None)
