@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import ROOT
@@ -15,13 +16,16 @@ class ChildFailed(RuntimeError):
     """A measurement that came to no result, with the last lines of what it said."""
 
 
-def run_child(module: str, *arguments: object, threads: int) -> dict[str, Any]:
+def run_child(module: str, *arguments: object, threads: int, python: Path = Path(sys.executable)) -> dict[str, Any]:
     """Return the JSON a module prints as its last line.
+
+    Args:
+        python: of the environment it runs in.
 
     Raises:
         ChildFailed: it ended with an error.
     """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+    command = [str(python), "-m", module, *map(str, arguments)]
     done = subprocess.run(
         command,
         cwd=ROOT,
