@@ -84,13 +84,12 @@ def test_a_whole_life(text_file: Path, tmp_path: Path) -> None:
     assert json.loads(other.stdout)["run"] == "runs/river-2"
     figures = json.loads(burnish("evaluate", "runs/river", "--json", cwd=tmp_path).stdout)
     assert figures["metrics"]["loss"] == pytest.approx(result["validation"]["loss"], rel=1e-6)
-    on_file = burnish("evaluate", "runs/river", "--data.test", text_file, "--json", cwd=tmp_path)
+    exact = ("--data.test", text_file, "--json", "--train.precision", "fp32")
+    on_file = burnish("evaluate", "runs/river", *exact, cwd=tmp_path)
     assert json.loads(on_file.stdout)["examples"] > figures["examples"]
-    as_model = burnish(
-        "evaluate", "runs/river/model", "--data.test", text_file, "--json", "--train.sequence", "32", cwd=tmp_path
-    )
+    as_model = burnish("evaluate", "runs/river/model", *exact, "--train.sequence", "32", cwd=tmp_path)
     assert json.loads(as_model.stdout)["metrics"]["loss"] == pytest.approx(
-        json.loads(on_file.stdout)["metrics"]["loss"], rel=1e-4
+        json.loads(on_file.stdout)["metrics"]["loss"], rel=1e-5
     )
     (tmp_path / "lines.csv").write_text("line\nThe old king sees a stone.\n")
     column = burnish(

@@ -53,7 +53,8 @@ class Opened:
         values["model"] = {"path": str(folder)}
         self.config: Config = parse(values, config_class(self.task_class.Settings), "settings")
         self.device = choose_device(self.config)[0]
-        self.precision = self._stored("precision") or choose_precision(self.config, self.device)[0]
+        asked = (overrides.get("train") or {}).get("precision")
+        self.precision = asked or self._stored("precision") or choose_precision(self.config, self.device)[0]
         if self._stored("threads") and self.config.run.threads is None:
             torch.set_num_threads(self._stored("threads"))
         model_config = make_config(folder, {}, None)
@@ -68,9 +69,10 @@ class Opened:
         if self.run and self._stored("arrangement") == "packed":  # tried when the run began
             self.stack = Stack(self.model)
             self.stack.packed = True
+        self.task = self.task_class(self.config.task, load_tokenizer(folder), self._facts(model_config))
+        self.task.check(self.model)
         if self.precision == "bf16":
             round_to_bf16(self.model)
-        self.task = self.task_class(self.config.task, load_tokenizer(folder), self._facts(model_config))
 
     def _stored(self, name: str) -> Any:
         return self.run.read_json(self.run.plan)[name] if self.run else None

@@ -65,6 +65,8 @@ class Session:
     def __init__(self, config: Config, task_class: type[Task], folder: RunFolder, terminal: Terminal):
         self.config, self.task_class, self.folder, self.terminal = config, task_class, folder, terminal
         self.resuming = folder.is_run
+        self.fit: Fit | None = None
+        self.prefixes: dict[str, Prefix] = {}
 
     # -- prepare -------------------------------------------------------------------------------------------------
 
@@ -242,7 +244,7 @@ class Session:
                 f"every {plan.evaluate_every} steps on {plan.evaluate_rows:,} rows",
                 why.get("evaluate_rows", ""),
             ),
-            ("rows", plan.arrangement, why.get("arrangement", "")),
+            ("rows", plan.arrangement or "end to end or padded", why.get("arrangement", "tried when the model is built")),
             ("precision", plan.precision, why.get("precision", "")),
             ("compiled", "yes" if plan.compile else "no", why.get("compile", "")),
             ("recomputed", plan.recompute, why.get("recompute", "")),
@@ -252,7 +254,7 @@ class Session:
                 ", ".join(f"{name} {readable_bytes(size)}" for name, size in plan.memory.items()),
                 f"{readable_bytes(sum(plan.memory.values()))} before activations",
             ),
-            *([("frozen", *self._frozen())] if self.fit.frozen else []),
+            *([("frozen", *self._frozen())] if self.fit and self.fit.frozen else []),
             ("exactness", limits_of_exactness(self.model_config), ""),
         ]
         if self.task.cuts_long_rows():
@@ -427,6 +429,7 @@ class Session:
 
     def _prefixes(self) -> dict[str, Prefix]:
         """Return the frozen layers' output for the rows of each split, computed where it is not stored."""
+        assert self.fit is not None  # built before
         where, plan, stack = self.config.freeze.cache, self.plan, self.fit.stack
         if stack is None or not stack.depth or where == "off":
             return {}

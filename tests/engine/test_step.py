@@ -51,7 +51,7 @@ def sessions(text_file: Path, reviews_file: Path, tiny_bert: Path, tmp_path: Pat
 def gradient(session: Session, batches: list[Batch]) -> tuple[float, torch.Tensor]:
     model = session.job.model
     model.zero_grad(set_to_none=True)
-    loss = accumulate(model, session.task, batches, "cpu", "fp32", seed=0)
+    loss = accumulate(model, session.job.stack, session.task, batches, "cpu", seed=0)
     return float(loss), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -59,7 +59,7 @@ def cut(session: Session, rows: list[int], sizes: list[int]) -> list[Batch]:
     """Return the rows as micro-batches of the given sizes."""
     batches, start = [], 0
     for size in sizes:
-        batches += collate(session.stores["train"], session.task, rows[start : start + size], size)
+        batches.append(collate(session.stores["train"], session.task, rows[start : start + size]))
         start += size
     assert start == len(rows)
     return batches

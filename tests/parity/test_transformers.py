@@ -81,7 +81,7 @@ def test_decoder_step_equals_plain_transformers(
 
     session = session_of("text-generation", decoders[family], text_file, tmp_path / "run", sequence=32)
     batches = session.job.loader.step(0)
-    loss = accumulate(session.job.model, session.task, batches, "cpu", "fp32", seed=0)
+    loss = accumulate(session.job.model, session.job.stack, session.task, batches, "cpu", seed=0)
     plain = AutoModelForCausalLM.from_pretrained(decoders[family], dtype=torch.float32)
     store = session.stores["train"]
     ids = torch.stack([torch.tensor(store[row]["input_ids"].astype("int64")) for row in session.job.loader.rows(0)])
@@ -95,7 +95,7 @@ def test_decoder_step_equals_plain_transformers(
 def test_encoder_step_equals_plain_transformers(tiny_bert: Path, reviews_file: Path, tmp_path: Path) -> None:
     session = session_of("text-classification", tiny_bert, reviews_file, tmp_path / "run", batch=6)
     session.job.model.save_pretrained(tmp_path / "start")
-    loss = accumulate(session.job.model, session.task, session.job.loader.step(0), "cpu", "fp32", seed=0)
+    loss = accumulate(session.job.model, session.job.stack, session.task, session.job.loader.step(0), "cpu", seed=0)
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "start", dtype=torch.float32)
@@ -130,7 +130,7 @@ def test_exported_decoder_opens_in_plain_transformers(
     )
     plain = AutoModelForCausalLM.from_pretrained(run.path / "model")
     tokenizer = AutoTokenizer.from_pretrained(run.path / "model")
-    ours = open_model(str(run.path))
+    ours = open_model(str(run.path), settings={"train": {"precision": "fp32"}})
     text = "The old river runs slowly under a green stone."
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     assert ids[0].tolist() == ours.task.tokenizer(text)["input_ids"]
@@ -153,7 +153,7 @@ def test_exported_classifier_opens_in_a_pipeline(tiny_bert: Path, reviews_file: 
         terminal=QUIET,
         model=str(tiny_bert),
         data=str(reviews_file),
-        train={"length": "20 steps"},
+        train={"length": "20 steps", "precision": "fp32"},
         run={"dir": str(tmp_path / "run")},
     )
     text = "The old king is great under the river."
@@ -192,7 +192,7 @@ def test_a_decoder_classifies(decoders: dict[str, Path], reviews_file: Path, tmp
         )
         from burnish.inference import open_model
 
-        ours = open_model(str(run.path))
+        ours = open_model(str(run.path), settings={"train": {"precision": "fp32"}})
         rows = ["a good king", "the old stone never sees a very bad river under the garden"]
         examples = [
             {"input_ids": ours.task._ids([text], 60)[0], "label": torch.zeros(1, dtype=torch.int64).numpy()}
