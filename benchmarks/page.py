@@ -277,21 +277,22 @@ _NOT_MEASURED = """## Not measured
 
 | | |
 | --- | --- |
-| Either benchmark on a GPU | not measured: this run used the processor only, on every side |
+| Any of these on a GPU | not measured: these runs used the processor only, on every side |
+| `make bench-gpu`: GPT-2 124M and a 1B shape on an H100 | unmeasured |
 | Several processes or machines | not measured |"""
 
 
-def environment_table(environment: dict[str, str], threads: int) -> str:
+def environment_table(environment: dict[str, str]) -> str:
     """Return the machine and the versions."""
-    rows = [[name, value] for name, value in environment.items()]
-    return table(["Machine and versions", ""], [*rows, ["threads of each side", str(threads)]])
+    return table(["Machine and versions", ""], [[name, value] for name, value in environment.items()])
 
 
 def origin(measured: Measured) -> str:
     """Return when and how a benchmark was run."""
     text = (
         f"Measured on {measured.date} by `{measured.command}` at commit {measured.commit}, {measured.seeds} seed"
-        f"{'s' if measured.seeds > 1 else ''}; load of the machine just before: {measured.load:.2f}."
+        f"{'s' if measured.seeds > 1 else ''}, {measured.threads} thread{'s' if measured.threads > 1 else ''} a side; load of "
+        f"the machine just before: {measured.load:.2f}."
     )
     return text + (" **Made small by --quick: the figures mean nothing.**" if measured.quick else "")
 
@@ -320,21 +321,26 @@ SECTIONS: dict[str, tuple[Callable[[Measured], str], Callable[[Sequence[Result]]
 }
 
 
-def render(measured: Sequence[Measured]) -> str:
-    """Return the page of what was measured, and says what was not."""
+def render(measured: Sequence[Measured], more: Sequence[str] = ()) -> str:
+    """Return the page of what was measured, and says what was not.
+
+    Args:
+        more: further sections.
+    """
     there = {entry.name: entry for entry in measured}
-    parts = [_HEAD, environment_table(measured[0].environment, measured[0].threads)]
+    parts = [_HEAD, environment_table(measured[0].environment)]
     for name, (section, _) in SECTIONS.items():
         missing = f"## {name.capitalize()}\n\nNot measured on this machine with these versions."
         parts.append(section(there[name]) if name in there else missing)
-    return "\n\n".join([*parts, _NOT_MEASURED]) + "\n"
+    return "\n\n".join([*parts, *more, _NOT_MEASURED]) + "\n"
 
 
 def failures(measured: Sequence[Measured]) -> list[str]:
     """Return what was not equal work, one sentence each."""
     return [
-        f"{entry.name}: {check.what}: {check.found}"
+        f"{entry.name}: not equal work: {check.what}: {check.found}"
         for entry in measured
+        if entry.name in SECTIONS
         for check in SECTIONS[entry.name][1](entry.results)
         if not check.passed
     ]

@@ -1,9 +1,10 @@
 """Run the benchmarks and write docs/benchmarks.md. The entry of `make bench`.
 
-    python -m benchmarks.run [--quick | --page-only] [--seeds 3] [--threads N] [shakespeare] [sentiment]
+    python -m benchmarks.run [--quick | --page-only] [--seeds 3] [--threads N] [NAME ...]
 
-The results of each benchmark are kept in runs/benchmarks/NAME.json. Asked for one alone, the page is written again with
-the kept results of the other, if they were made on this machine with these versions.
+NAME is shakespeare, sentiment, speed (all works of the speed benchmark) or one of those works. The results of each are kept
+in runs/benchmarks/NAME.json. Asked for some alone, the page is written again with the kept results of the others, if they
+were made on this machine with these versions.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks import speed, speed_page
 from benchmarks.children import run_child
 from benchmarks.page import SECTIONS, Measured, Result, failures, render
 from benchmarks.rows import RECIPES, ROOT, read_split
@@ -36,6 +38,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 KEPT = ROOT / "runs" / "benchmarks"
 RECIPE_OF = {"shakespeare": "gpt2-shakespeare.yaml", "sentiment": "minilm-sentiment.yaml"}
 ASSETS = {"shakespeare": ("shakespeare",), "sentiment": ("sentiment", "minilm")}
+NAMES = (*SECTIONS, *speed.WORKS)
 
 #: With --quick: rows kept of each recipe's data, and settings over the recipe's.
 QUICK_ROWS = 300
@@ -127,15 +130,40 @@ def commit() -> str:
 
 def measure(name: str, *, seeds: int, threads: int, quick: bool, command: str) -> Measured:
     """Return one benchmark, run."""
-    subprocess.run([sys.executable, ROOT / "scripts" / "assets.py", *ASSETS[name]], check=True, stdout=sys.stderr)
-    recipe = RECIPES / RECIPE_OF[name]
+    assets = ASSETS.get(name, ())
+    subprocess.run([sys.executable, ROOT / "scripts" / "assets.py", *assets], check=True, stdout=sys.stderr)
     load, code = os.getloadavg()[0], commit()
-    with tempfile.TemporaryDirectory() as folder:
-        if quick:
-            recipe = shrunk(recipe, Path(folder), QUICK_SETTINGS[name])
-        results = BENCHMARKS[name](recipe, seeds=seeds, threads=threads, quick=quick)
+    if name in speed.WORKS:
+        threads = 1
+        results = measure_speed(name, seeds=seeds, quick=quick)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = RECIPES / RECIPE_OF[name]
+            if quick:
+                recipe = shrunk(recipe, Path(folder), QUICK_SETTINGS[name])
+            results = BENCHMARKS[name](recipe, seeds=seeds, threads=threads, quick=quick)
     today = date.today().isoformat()
     return Measured(name, results, threads, seeds, quick, today, command, code, load, environment())
+
+
+def measure_speed(name: str, *, seeds: int, quick: bool) -> list[Result]:
+    """Return the results of a work of the speed benchmark, the peers' environment made first; small if `quick`."""
+    if quick:
+        return speed.measure(speed.WORKS[name].shrunk(), seeds, say)
+    subprocess.run([sys.executable, ROOT / "scripts" / "peers.py"], check=True, stdout=sys.stderr)
+    return speed.measure(speed.WORKS[name], seeds, say)
+
+
+def page_of(measured: list[Measured]) -> str:
+    """Return the page of what was measured."""
+    works = [entry for entry in measured if entry.name in speed.WORKS]
+    return render(measured, [speed_page.section(works)] if works else [])
+
+
+def problems_of(measured: list[Measured]) -> list[str]:
+    """Return what was not equal work, and which floors of the speed benchmark were missed."""
+    works = [entry for entry in measured if entry.name in speed.WORKS]
+    return failures(measured) + [problem for entry in works for problem in speed_page.failures(entry)]
 
 
 def keep(measured: Measured) -> None:
@@ -145,20 +173,19 @@ def keep(measured: Measured) -> None:
 
 
 def kept(name: str, like: Measured | None) -> Measured | None:
-    """Return the kept results of a benchmark if machine, versions and threads are those of another (None: any)."""
+    """Return the kept results of a benchmark if machine and versions are those of another (None: any)."""
     file = KEPT / f"{name}.json"
     values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if set(values) != {field.name for field in fields(Measured)}:
         return None
     found = Measured(**values)
-    alike = like is None or (found.environment, found.threads) == (like.environment, like.threads)
-    return found if alike else None
+    return found if like is None or found.environment == like.environment else None
 
 
 def with_kept(measured: list[Measured]) -> list[Measured]:
     """Return what was measured now, and of the other benchmarks what was kept and is comparable."""
     found = list(measured)
-    for name in SECTIONS:
+    for name in NAMES:
         if name not in [entry.name for entry in found]:
             entry = kept(name, found[0] if found else None)
             found += [entry] if entry else []
@@ -168,39 +195,41 @@ def with_kept(measured: list[Measured]) -> list[Measured]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(SECTIONS)}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"speed, {', '.join(NAMES)}; default: all")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--quick", action="store_true", help="small, one seed, to stdout: a smoke test")
     kind.add_argument("--page-only", action="store_true", help="measure nothing; write the page from kept results")
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--threads", type=int, default=int(machine()["cores"]))
+    parser.add_argument("--seeds", type=int, help="of each benchmark; of a work of the speed benchmark, its turns")
+    parser.add_argument("--threads", type=int, default=int(machine()["cores"]), help="the speed benchmark has one")
     given = parser.parse_args(arguments)
-    if unknown := [name for name in given.names if name not in SECTIONS]:
-        parser.error(f"no such benchmark: {', '.join(unknown)} (there: {', '.join(SECTIONS)})")
+    if unknown := [name for name in given.names if name not in (*NAMES, "speed")]:
+        parser.error(f"no such benchmark: {', '.join(unknown)} (there: speed, {', '.join(NAMES)})")
+    asked = given.names or NAMES
+    given.names = [name for name in NAMES if name in asked or (name in speed.WORKS and "speed" in asked)]
     return given
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run and write the page (with --quick: print it). Returns 1 if the sides did not do equal work."""
+    """Run and write the page (with --quick: print it). Returns 1 if sides did not do equal work, or a floor was missed."""
     given = parse(arguments)
     os.chdir(ROOT)
     command = " ".join(["python -m benchmarks.run", *arguments])
     seeds = given.seeds or (1 if given.quick else 3)
     measured: list[Measured] = []
-    for name in [] if given.page_only else given.names or SECTIONS:
+    for name in [] if given.page_only else given.names:
         say(f"benchmark {name}")
         measured.append(measure(name, seeds=seeds, threads=given.threads, quick=given.quick, command=command))
         if not given.quick:
             keep(measured[-1])
     if given.quick:
-        print(render(measured))
+        print(page_of(measured))
     elif shown := with_kept(measured):
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(render(shown), encoding="utf-8")
+        PAGE.write_text(page_of(shown), encoding="utf-8")
         say(f"wrote {PAGE.relative_to(ROOT)}")
-    problems = failures(measured)
+    problems = problems_of(measured)
     for problem in problems:
-        say(f"not equal work: {problem}")
+        say(problem)
     return 1 if problems and not given.quick else 0  # so little work is not timed to a tenth
 
 

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.children import run_child
 from benchmarks.page import Result
@@ -47,12 +47,18 @@ class Side:
         return self.arguments.get("train_sampling_strategy") == "group_by_length"
 
     @property
+    def is_light(self) -> bool:
+        """Whether it runs without an environment of its own and without a compiler."""
+        return self.module == TRAINER and self.options != TRL
+
+    @property
     def is_peer(self) -> bool:
         """Whether it is not burnish."""
         return self.module != BURNISH
 
 
 BURNISH, TRAINER = "benchmarks.speed_burnish", "benchmarks.peers.trainer"
+TRL = ("--kind", "trl")
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 SIDES: dict[str, Side] = {
     "burnish": Side("burnish", BURNISH),
@@ -61,8 +67,9 @@ SIDES: dict[str, Side] = {
     "trainer-bf16": Side("Trainer, bf16", TRAINER, {"bf16": True}),
     "trainer-tuned": Side("Trainer, tuned", TRAINER, {"bf16": True, **GROUPED}),
     "trainer-streamed": Side("Trainer, rows streamed", TRAINER, {"streamed": True}),
-    "trl": Side("TRL SFT, defaults", TRAINER, {}, ("--kind", "trl")),
-    "trl-tuned": Side("TRL SFT, tuned", TRAINER, {"gradient_checkpointing": False, **GROUPED}, ("--kind", "trl")),
+    "trl": Side("TRL SFT, defaults", TRAINER, {}, TRL),
+    "trl-tuned": Side("TRL SFT, tuned", TRAINER, {"gradient_checkpointing": False}, TRL),
+    "trl-grouped": Side("TRL SFT, tuned", TRAINER, {"gradient_checkpointing": False, **GROUPED}, TRL),
     "loop": Side("plain PyTorch loop, compiled, bf16", "benchmarks.peers.loop"),
 }
 
@@ -80,6 +87,13 @@ class Goal:
     """What the row of the table is called, where not like the work."""
 
 
+class Small(NamedTuple):
+    """What makes a work small enough for a smoke test: fields of its data, and settings."""
+
+    data: dict[str, Any]
+    settings: Settings
+
+
 @dataclass(frozen=True)
 class Work:
     """What all sides do.
@@ -87,7 +101,7 @@ class Work:
     Args:
         settings: burnish's settings over those that all works share (`benchmarks.speed_rows.recipe_of`).
         sides: in the order of their turns.
-        small: the same work for a smoke test: fields of `data`, and groups of settings.
+        small: makes the same work a smoke test.
         untimed: first steps that are no part of the rate; what they took is shown apart.
         stop_at: the run is stopped after this step, and what is measured is a run that goes on from there.
     """
@@ -96,7 +110,7 @@ class Work:
     data: Data
     settings: Settings
     goals: tuple[Goal, ...]
-    small: tuple[dict[str, Any], Settings] = ({}, {})
+    small: Small
     untimed: int = 0
     stop_at: int | None = None
     device: str = "cpu"
@@ -109,8 +123,10 @@ class Work:
     def shrunk(self) -> Work:
         """Return the work made small, without the sides that need an environment of their own or a compiler."""
         data, settings = self.small
-        goals = tuple(goal for goal in self.goals if goal.peer not in ("trl", "trl-tuned", "loop"))
-        merged = {name: {**self.settings.get(name, {}), **settings.get(name, {})} for name in {**self.settings, **settings}}
+        goals = tuple(goal for goal in self.goals if SIDES[goal.peer].is_light)
+        merged = {
+            name: {**self.settings.get(name, {}), **settings.get(name, {})} for name in {**self.settings, **settings}
+        }
         stop_at = 3 if self.stop_at else None
         return replace(self, data=replace(self.data, **data), settings=merged, goals=goals, stop_at=stop_at)
 
@@ -119,12 +135,16 @@ def _train(batch: int, length: str) -> dict[str, Any]:
     return {"batch": batch, "length": length}
 
 
+_SMALL = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "num_hidden_layers": 2}
 _TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+_TINY_LLAMA = {**_TINY, "vocab_size": 600, "num_hidden_layers": 2, "num_key_value_heads": 1}
+
 _SENTENCES = Data("sentiment", train=1024, held_out=256, positions=512)
-_FEW_SENTENCES = ({"train": 64, "held_out": 16, "model": _TINY}, {})
-_LLAMA_TINY = {**_TINY, "vocab_size": 600, "num_hidden_layers": 2, "num_key_value_heads": 1}
-_FEW_TEXTS = ({"train": 16, "held_out": 4, "positions": 31, "vocabulary": 512, "model": _LLAMA_TINY},
-              {"train": {"length": "4 steps", "batch": 4}})  # fmt: skip
+_FEW_SENTENCES = Small({"train": 64, "held_out": 16, "model": _TINY}, {})
+_FEW_TEXTS = Small(
+    {"train": 16, "held_out": 4, "positions": 31, "vocabulary": 512, "model": _TINY_LLAMA},
+    {"train": {"length": "4 steps", "batch": 4}},
+)
 
 WORKS: dict[str, Work] = {
     "encoder": Work(
@@ -172,7 +192,7 @@ WORKS: dict[str, Work] = {
         "chat rows padded by the peer to half empty",
         Data("chat", train=96, held_out=8, positions=511),
         {"train": _train(8, "12 steps")},
-        (Goal("trainer", 3.7, 3.0), Goal("trl", 2.9, 2.4), Goal("trl-tuned")),
+        (Goal("trainer", 3.7, 3.0), Goal("trl", 2.9, 2.4), Goal("trl-grouped")),
         _FEW_TEXTS,
         untimed=2,
     ),
@@ -185,15 +205,14 @@ WORKS: dict[str, Work] = {
     ),
     "start": Work(
         "import and first step, small model",
-        replace(_SENTENCES, model={"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 512,
-                                   "num_attention_heads": 2}, encoded=False),
+        replace(_SENTENCES, model=_SMALL, encoded=False),
         {"train": _train(32, "1 steps")},
         (Goal("trainer", 2, 1.3, measure="start"),),
         _FEW_SENTENCES,
-    ),  # fmt: skip
+    ),
     "resume": Work(
         "resume to first step after 10,000 steps",
-        Data("stream", train=80_008, held_out=64, positions=15, model={**_LLAMA_TINY, "vocab_size": 8192}),
+        Data("stream", train=80_008, held_out=64, positions=15, model={**_TINY_LLAMA, "vocab_size": 8192}),
         {"train": _train(8, "10001 steps")},
         (Goal("trainer", 10, 5, measure="resume"), Goal("trainer-streamed", 10, 5, measure="resume")),
         _FEW_TEXTS,
@@ -218,7 +237,9 @@ def measure(work: Work, repeats: int, say: Callable[[str], None]) -> list[Result
         for repeat in range(repeats):
             for name in work.sides:
                 results.append({"side": name, "repeat": repeat, **run(folder, name, work)})
-                say(json.dumps({key: value for key, value in results[-1].items() if key not in ("losses", "arguments")}))
+                say(
+                    json.dumps({key: value for key, value in results[-1].items() if key not in ("losses", "arguments")})
+                )
     return results
 
 

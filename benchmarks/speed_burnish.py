@@ -67,7 +67,7 @@ def measure(given: Given, run: Path, stop_at: int | None) -> None:
     plan = found.folder.read_json(found.folder.plan)
     lines = [line for line in found.history if "loss" in line][-len(gauge.steps) :]
     rows, order = given.rows(), given.order()
-    lengths = [len(rows[number].get("input_ids", ())) for number in order]
+    lengths = [len(rows[number]["input_ids"]) for number in order]
     first = lines[0]["step"] - 1
     steps = [lengths[step * given.batch : (step + 1) * given.batch] for step in range(first, first + len(lines))]
     trained = given.model(found.folder.model) if found.folder.model.is_dir() else None
@@ -82,7 +82,7 @@ def measure(given: Given, run: Path, stop_at: int | None) -> None:
             "losses": [line["loss"] for line in lines],
             "held_out": held_out_loss(given, trained.state_dict()) if trained else None,
             "precision": plan["precision"],
-            "arguments": {"recipe": Path(recipe).read_text(encoding="utf-8")},
+            "arguments": {"recipe": Path(recipe).read_text(encoding="utf-8").replace(str(given.folder), "FOLDER")},
             "versions": versions(),
         }
     )

@@ -48,7 +48,7 @@ class Data:
     model: dict[str, Any] = field(default_factory=dict)
     vocabulary: int = 8192
     encoded: bool = True
-    """Whether the sides get token ids; else each encodes the texts itself."""
+    """Whether a peer gets token ids; else it encodes the texts itself, as burnish always does."""
 
 
 def make(folder: Path, data: Data, settings: dict[str, dict[str, Any]], untimed: int, device: str) -> Given:
@@ -70,8 +70,6 @@ def make(folder: Path, data: Data, settings: dict[str, dict[str, Any]], untimed:
         held_out = prepared(folder / "recipe.yaml", folder / "held_out_texts.jsonl", scratch)
         rows = encoded_rows(session)
         write_lines(folder / "held_out.jsonl", encoded_rows(held_out))
-    if not data.encoded:
-        rows = [{"text": text["text"], "labels": row["labels"]} for text, row in zip(texts, rows, strict=True)]
     write_lines(folder / "rows.jsonl", rows)
     plan, config = session.plan, session.config
     (folder / "order.json").write_text(json.dumps(order(plan, config, len(rows))))
@@ -85,6 +83,7 @@ def make(folder: Path, data: Data, settings: dict[str, dict[str, Any]], untimed:
         lr=plan.lr,
         clip=config.optim.clip,
         frozen=[name for name, value in model.named_parameters() if not value.requires_grad],
+        encoded=data.encoded,
         pad_id=0,
         untimed=untimed,
         threads=plan.threads,
@@ -95,7 +94,9 @@ def make(folder: Path, data: Data, settings: dict[str, dict[str, Any]], untimed:
     return given
 
 
-def recipe_of(folder: Path, causal: bool, data: Data, settings: dict[str, dict[str, Any]], device: str) -> dict[str, Any]:
+def recipe_of(
+    folder: Path, causal: bool, data: Data, settings: dict[str, dict[str, Any]], device: str
+) -> dict[str, Any]:
     """Return burnish's recipe: what the work asks, and nothing that a peer could not be told too."""
     recipe: dict[str, dict[str, Any]] = {
         "task": {"name": "text-generation" if causal else "text-classification"},
@@ -246,10 +247,10 @@ def sentiment(data: Data) -> Rows:
 
 
 def stream(data: Data) -> Rows:
-    """Return running text that makes, with its end token, as many full sequences as asked."""
+    """Return running text of as many full sequences as asked; an end token closes each text, which is one sequence."""
     reader = Reader(data.vocabulary)
-    train, held_out = ([{"text": reader.next(count * data.positions - 1)}] for count in (data.train, data.held_out))
-    return train, held_out
+    rows = [{"text": reader.next(data.positions - 1)} for _ in range(data.train + data.held_out)]
+    return rows[: data.train], rows[data.train :]
 
 
 def prompts(data: Data) -> Rows:
@@ -263,7 +264,7 @@ def chat(data: Data) -> Rows:
     draw = random.Random(0)
 
     def lengths() -> tuple[int, int]:
-        total = min(max(round(draw.lognormvariate(4.7, 0.8)), 16), data.positions)
+        total = min(max(round(draw.lognormvariate(4.6, 0.6)), 16), data.positions)
         prompt = round(total * draw.uniform(0.2, 0.6))
         return prompt, total - prompt
 

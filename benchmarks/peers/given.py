@@ -1,11 +1,11 @@
 """What a side is handed: a folder with a model, encoded rows in their order, and settings. Imports no burnish.
 
-    FOLDER/given.json        settings of the work, see `Given`
-    FOLDER/model/            what `from_pretrained` opens: weights, config, tokenizer
-    FOLDER/rows.jsonl        training rows, each {"input_ids": [...], "labels": ...}, or {"text", "labels"} where a side
-                             is to encode them itself
-    FOLDER/order.json        numbers of the rows of the whole run, batch after batch, over all epochs
-    FOLDER/held_out.jsonl    rows for the final loss
+FOLDER/given.json        settings of the work, see `Given`
+FOLDER/model/            what `from_pretrained` opens: weights, config, tokenizer
+FOLDER/rows.jsonl        training rows, each {"input_ids": [...], "labels": ...}
+FOLDER/train.jsonl       the same rows as text, for the works in which encoding them is part of what is measured
+FOLDER/order.json        numbers of the rows of the whole run, batch after batch, over all epochs
+FOLDER/held_out.jsonl    rows for the final loss
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Given:
     clip: float
     frozen: list[str]
     """Names of parameters that stay as they are."""
+    encoded: bool
+    """Whether a side gets token ids; else it encodes the texts itself."""
     pad_id: int
     untimed: int
     threads: int
@@ -82,7 +84,9 @@ class Tally:
 
     def add(self, inputs: dict[str, Any], loss: Any) -> None:
         """Keep the padded batch of a step and its loss; both are counted after the run, so that no step waits."""
-        self.batches.append({name: inputs[name] for name in ("input_ids", "labels", "attention_mask") if name in inputs})
+        self.batches.append(
+            {name: inputs[name] for name in ("input_ids", "labels", "attention_mask") if name in inputs}
+        )
         self.losses.append(loss)
 
     def result(self) -> dict[str, Any]:

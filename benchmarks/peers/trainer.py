@@ -37,11 +37,16 @@ def arguments_of(given: Given, own: dict[str, Any]) -> dict[str, Any]:
 
 def training_rows(given: Given, sampling: str) -> list[Example]:
     """Return the rows of the whole run in the work's order, or each once where the side orders them itself."""
-    rows = given.rows()
-    if "text" in rows[0]:
-        ids = given.tokenizer()([row.pop("text") for row in rows], truncation=True, max_length=512)["input_ids"]
-        rows = [row | {"input_ids": encoded} for row, encoded in zip(rows, ids, strict=True)]
+    rows = given.rows() if given.encoded else encoded(given)
     return [rows[number] for number in given.order()] if sampling == "sequential" else rows
+
+
+def encoded(given: Given) -> list[Example]:
+    """Return the rows, encoded here from texts and labels."""
+    texts = given.rows("train")
+    names = sorted({row["label"] for row in texts})
+    ids = given.tokenizer()([row["text"] for row in texts], truncation=True, max_length=512)["input_ids"]
+    return [{"input_ids": of, "labels": names.index(row["label"])} for of, row in zip(ids, texts, strict=True)]
 
 
 def make_trainer(given: Given, kind: str, arguments: dict[str, Any], tally: Tally, watch: Any) -> Any:

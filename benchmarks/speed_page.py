@@ -1,0 +1,214 @@
+"""The speed section of the page: one table of ratios, and behind each of them what shows that the work was equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from benchmarks.page import Check, Measured, Result, of_side, origin, same, table
+from benchmarks.speed import SIDES, WORKS, Goal, Work
+from burnish.units import readable_bytes
+
+#: How far a peer's loss may lie from burnish's, as a share of it: in the same order of rows, and in an order of its own.
+SAME_ORDER = 0.005
+OWN_ORDER = 0.15
+
+
+def clock(result: Result) -> str:
+    """Return which clock counts: processor time, or on an accelerator, which that does not see, the wall's."""
+    return "wall" if "accelerator" in result["memory"] else "cpu"
+
+
+def peak(result: Result) -> int:
+    """Return the most memory held while training, in bytes: of the accelerator if there is one."""
+    return result["memory"].get("accelerator") or result["memory"]["peak"]
+
+
+def rate(result: Result) -> float:
+    """Return real tokens a second, padding not counted."""
+    return result["timed_tokens"] / result["train"][clock(result)]
+
+
+#: What a goal can be about: what it costs, in a unit of which less is better.
+MEASURES: dict[str, Callable[[Result], float]] = {
+    "rate": lambda result: 1 / rate(result),
+    "memory": peak,
+    "start": lambda result: result["start"]["cpu"],
+    "resume": lambda result: result["first"]["cpu"],
+}
+
+
+def ratio(goal: Goal, ours: float, peer: float) -> float:
+    """Return the peer's cost as a multiple of ours; of memory, ours as a share of the peer's."""
+    return ours / peer if goal.measure == "memory" else peer / ours
+
+
+def ratios(results: Sequence[Result], goal: Goal) -> tuple[float, list[float]]:
+    """Return the ratio of the best runs of both, and the ratio of each turn."""
+    cost = MEASURES[goal.measure]
+    ours, peer = ([cost(result) for result in of_side(results, name)] for name in (goal.ours, goal.peer))
+    return ratio(goal, min(ours), min(peer)), [ratio(goal, *pair) for pair in zip(ours, peer, strict=True)]
+
+
+def verdict(goal: Goal, reached: float) -> str:
+    """Return whether a ratio reaches its goal, or at least the floor below which it is not done."""
+    if goal.goal is None or goal.floor is None:
+        return ""
+    sign = -1 if goal.measure == "memory" else 1
+    if sign * reached >= sign * goal.goal:
+        return "goal"
+    return "floor" if sign * reached >= sign * goal.floor else "**NO**"
+
+
+# -- equal work ------------------------------------------------------------------------------------------------------
+
+
+def last_fifth(result: Result) -> float:
+    """Return the mean training loss of the last fifth of the steps."""
+    losses = result["losses"]
+    return sum(losses[-max(1, len(losses) // 5) :]) / max(1, len(losses) // 5)
+
+
+def checks(work: Work, results: Sequence[Result], goal: Goal) -> list[Check]:
+    """Return what must agree between two sides before their ratio means anything."""
+    pair = [*of_side(results, goal.ours), *of_side(results, goal.peer)]
+    tolerance = OWN_ORDER if SIDES[goal.peer].own_order else SAME_ORDER
+    found = [
+        same(pair, what, lambda result, what=what: result[what]) for what in ("steps", "rows", "tokens", "targets")
+    ]
+    found += [
+        same(pair, name, lambda result, name=name: result["versions"][name]) for name in ("torch", "transformers")
+    ]
+    losses: list[tuple[str, Callable[[Result], float]]] = [
+        ("training loss, last fifth of the steps", last_fifth),
+        ("held-out loss, float32", lambda result: result["held_out"]),
+    ]
+    for what, loss in losses:
+        ours, peer = (loss(of_side(results, name)[0]) for name in (goal.ours, goal.peer))
+        passed = abs(ours - peer) <= tolerance * abs(ours)
+        found.append(Check(f"{what}: within {tolerance:.1%}", f"{ours:.4f} and {peer:.4f}", passed))
+    return found
+
+
+def failures(measured: Measured) -> list[str]:
+    """Return what was not equal work, and which floors were missed, one sentence each."""
+    work, results = WORKS[measured.name], measured.results
+    found = []
+    for goal in shown_goals(work, results):
+        pair = f"{measured.name}, {goal.ours} and {goal.peer}"
+        wrong = [check for check in checks(work, results, goal) if not check.passed]
+        found += [f"{pair}: not equal work: {check.what}: {check.found}" for check in wrong]
+        reached, _ = ratios(results, goal)
+        if not wrong and verdict(goal, reached) == "**NO**" and not measured.quick:
+            found.append(f"{pair}: {reached:.2f}, the floor is {goal.floor}")
+    return found
+
+
+# -- the section -----------------------------------------------------------------------------------------------------
+
+
+def shown_goals(work: Work, results: Sequence[Result]) -> list[Goal]:
+    """Return the goals whose two sides were both measured."""
+    there = {result["side"] for result in results}
+    return [goal for goal in work.goals if {goal.ours, goal.peer} <= there]
+
+
+def row(work: Work, results: Sequence[Result], goal: Goal) -> list[str]:
+    """Return a row of the table."""
+    ours, peer = (min(of_side(results, name), key=MEASURES[goal.measure]) for name in (goal.ours, goal.peer))
+    reached, turns = ratios(results, goal)
+    equal = all(check.passed for check in checks(work, results, goal))
+    asked = "" if goal.goal is None else f"{goal.goal:g} ({goal.floor:g})"
+    if goal.measure in ("start", "resume"):
+        shown = " / ".join(f"{MEASURES[goal.measure](result):.2f} s" for result in (ours, peer))
+    else:
+        shown = " / ".join(f"{rate(result):,.0f}" for result in (ours, peer))
+    return [
+        goal.title or work.title,
+        SIDES[goal.peer].title,
+        ("at most " if goal.measure == "memory" else "") + asked,
+        f"**{reached:.2f}** ({min(turns):.2f} to {max(turns):.2f})" if equal else "none: not equal work",
+        shown,
+        " / ".join(readable_bytes(peak(result)) for result in (ours, peer)),
+        verdict(goal, reached) if equal else "**NO**",
+    ]
+
+
+def sides_table(results: Sequence[Result]) -> str:
+    """Return what each side took and reached, the best and the worst of its turns."""
+    rows = []
+    for name in dict.fromkeys(result["side"] for result in results):
+        own = of_side(results, name)
+        best = min(own, key=lambda result: result["train"][clock(result)])
+        seconds = [result["train"][clock(result)] for result in own]
+        positions = best.get("positions")
+        rows.append(
+            [
+                SIDES[name].title,
+                best["precision"],
+                str(best["steps"]),
+                f"{min(seconds):.2f} to {max(seconds):.2f}",
+                f"{max(result['first']['wall'] for result in own):.2f}",
+                f"{best['start']['cpu']:.2f}",
+                f"{1 - best['tokens'] / positions:.0%}" if positions else "",
+                " to ".join(readable_bytes(best["memory"][when]) for when in ("before", "peak")),
+                f"{last_fifth(best):.4f}",
+                f"{best['held_out']:.4f}",
+            ]
+        )
+    header = ["side", "arithmetic", "steps", "seconds of training", "first step, wall", "start to first step"]
+    return table([*header, "padding", "memory before, at most", "training loss", "held-out loss"], rows)
+
+
+def arguments_of(name: str, result: Result) -> str:
+    """Return everything a side was given besides its defaults."""
+    given = result["arguments"]
+    text = given["recipe"].strip() if "recipe" in given else json.dumps(given, indent=1)
+    return f"{SIDES[name].title}:\n\n```\n{text}\n```"
+
+
+def details(measured: Measured) -> str:
+    """Return what stands behind the rows of a work, folded away."""
+    work, results = WORKS[measured.name], measured.results
+    parts = [sides_table(results)]
+    for goal in shown_goals(work, results):
+        rows = [[c.what, c.found, "yes" if c.passed else "**NO**"] for c in checks(work, results, goal)]
+        parts.append(table([f"{SIDES[goal.ours].title} and {SIDES[goal.peer].title}", "found", "equal"], rows))
+    parts += [arguments_of(name, of_side(results, name)[0]) for name in dict.fromkeys(r["side"] for r in results)]
+    summary = f"<summary>{work.title}: sides, equal work, arguments</summary>"
+    return "\n\n".join([f"<details>{summary}", *parts, origin(measured), "</details>"])
+
+
+_HEAD = """## Speed: the same work, side by side
+
+Every side is handed the same model, encoded rows, order of rows, batch, epochs, optimizer (AdamW, constant learning rate,
+clipping at 1, no weight decay), no dropout, one thread, and runs in a process of its own; sides take turns. A ratio is
+printed only where steps, rows, real tokens and targets are equal and both losses agree: within {same:.1%} in the same order
+of rows, within {own:.0%} where the peer must order them itself (`group_by_length`). The held-out loss is that of the final
+weights of each side, computed by the same lines of plain transformers in float32.
+
+- *Ratio*: processor time of the peer over burnish's, best run over best run, with the range over the turns in brackets.
+  It counts from before the first step to after the last, the filling of burnish's cache of frozen layers included. Of
+  causal language models the first {untimed} steps, in which things compile and allocate, are left out on every side;
+  what the first step took stands in the details.
+- *Tokens* are real ones: padding is no work. *Memory* is the peak of the whole process while it trains.
+- *Tuned*: for Trainer bf16 and `group_by_length`; for TRL no activation recomputation, and `group_by_length` where rows are
+  ragged. TRL's padding-free and packed modes need FlashAttention, so not a processor; its output layer scores ignored
+  positions too where there is no Triton.
+- *Passed*: `goal` and `floor` say how far a ratio comes; below the floor it is a **NO**."""
+
+
+def section(measured: Sequence[Measured]) -> str:
+    """Return the section of the works that were measured, in the order of the list."""
+    there = {entry.name: entry for entry in measured}
+    rows, folded = [], []
+    for name, work in WORKS.items():
+        if name in there:
+            rows += [row(work, there[name].results, goal) for goal in shown_goals(work, there[name].results)]
+            folded.append(details(there[name]))
+        else:
+            rows.append([work.title, "", "", "not measured on this machine with these versions", "", "", ""])
+    header = ["work", "peer", "goal (floor)", "ratio", "tokens a second, ours / peer", "memory, ours / peer", "passed"]
+    untimed = max(work.untimed for work in WORKS.values())
+    head = _HEAD.format(same=SAME_ORDER, own=OWN_ORDER, untimed=untimed)
+    return "\n\n".join([head, table(header, rows), *folded])
