@@ -2,7 +2,7 @@
 PY ?= python3
 ARGS ?=
 BIN := .venv/bin
-.PHONY: demo test check fix bench docs
+.PHONY: demo test check fix bench bench-gpu docs
 
 demo: .venv/.ready  ## train a GPT-2 and fine-tune an encoder on real data
 	@$(BIN)/python scripts/demo.py $(ARGS)
@@ -19,6 +19,9 @@ fix: .venv/.ready  ## format and mend what can be mended
 
 bench: .venv/.ready  ## ours and the peers side by side, into docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-gpu: .venv/.ready  ## the same on one NVIDIA GPU, into docs/benchmarks-gpu.md
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 docs: .venv/.ready  ## write docs/reference.md from the code
 	@$(BIN)/python scripts/reference.py

@@ -24,7 +24,6 @@ class Gauge:
     def __init__(self, untimed: int):
         self.untimed = untimed
         self.steps: list[Moment] = []
-        self.events: list[Any] = []
         self.begin()
 
     def begin(self) -> None:
@@ -33,15 +32,14 @@ class Gauge:
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         self.before = resident("VmRSS")
         self.peak = self.before
+        self.events = [_event()]
         self.began = Moment.now()
 
     def step(self) -> None:
         """Note that a step is done; on an accelerator, that it will be once the work given so far is."""
         self.steps.append(Moment.now())
         self.peak = max(self.peak, resident("VmHWM"))
-        if cuda := _cuda():
-            self.events.append(cuda.Event(enable_timing=True))
-            self.events[-1].record()
+        self.events.append(_event())
 
     def result(self) -> dict[str, Any]:
         """Return what was noted.
@@ -54,7 +52,7 @@ class Gauge:
         memory = {"before": self.before, "peak": self.peak}
         if cuda := _cuda():
             cuda.synchronize()
-            train["wall"] = self.events[max(self.untimed - 1, 0)].elapsed_time(self.events[-1]) / 1000
+            train["wall"] = self.events[self.untimed].elapsed_time(self.events[-1]) / 1000
             memory["accelerator"] = cuda.max_memory_allocated()
         age = time.time() - psutil.Process().create_time()
         return {
@@ -78,6 +76,15 @@ def _cuda() -> Any:
     """Return torch's part for NVIDIA devices if this process uses one."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+def _event() -> Any:
+    """Return a mark in the work of the accelerator, made when it gets there; None where there is none."""
+    if (cuda := _cuda()) is None:
+        return None
+    event = cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def show(result: dict[str, Any]) -> None:

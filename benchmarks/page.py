@@ -278,7 +278,8 @@ _NOT_MEASURED = """## Not measured
 | | |
 | --- | --- |
 | Any of these on a GPU | not measured: these runs used the processor only, on every side |
-| `make bench-gpu`: GPT-2 124M and a 1B shape on an H100 | unmeasured |
+| `make bench-gpu`: GPT-2 124M and a 1B shape on an H100 | unmeasured so far; it writes `docs/benchmarks-gpu.md` |
+| LoRA | not compared: burnish has no adapters yet |
 | Several processes or machines | not measured |"""
 
 

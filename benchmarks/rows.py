@@ -67,11 +67,15 @@ def digest(rows: Iterable[Row]) -> str:
 
 
 @contextmanager
-def own_cache() -> Iterator[Path]:
-    """Give burnish an empty cache while the block runs, so that nothing is prepared already; yields its folder."""
+def own_cache(at: Path | None = None) -> Iterator[Path]:
+    """Give burnish a cache of its own while the block runs; yields an empty folder that is removed after it.
+
+    Args:
+        at: the cache's folder; None: a new one, so that nothing is prepared already.
+    """
     before = os.environ.get("BURNISH_CACHE")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["BURNISH_CACHE"] = str(Path(folder) / "cache")
+        os.environ["BURNISH_CACHE"] = str(at or Path(folder) / "cache")
         try:
             yield Path(folder)
         finally:

@@ -163,7 +163,9 @@ def page_of(measured: list[Measured]) -> str:
 def problems_of(measured: list[Measured]) -> list[str]:
     """Return what was not equal work, and which floors of the speed benchmark were missed."""
     works = [entry for entry in measured if entry.name in speed.WORKS]
-    return failures(measured) + [problem for entry in works for problem in speed_page.failures(entry)]
+    return failures(measured) + [
+        problem for entry in works for problem in speed_page.failures(entry, speed.WORKS[entry.name])
+    ]
 
 
 def keep(measured: Measured) -> None:

@@ -49,7 +49,7 @@ class Side:
     @property
     def is_light(self) -> bool:
         """Whether it runs without an environment of its own and without a compiler."""
-        return self.module == TRAINER and self.options != TRL
+        return self.module == TRAINER and self.options != TRL and "torch_compile" not in self.arguments
 
     @property
     def is_peer(self) -> bool:
@@ -66,6 +66,9 @@ SIDES: dict[str, Side] = {
     "trainer": Side("Trainer, defaults", TRAINER),
     "trainer-bf16": Side("Trainer, bf16", TRAINER, {"bf16": True}),
     "trainer-tuned": Side("Trainer, tuned", TRAINER, {"bf16": True, **GROUPED}),
+    "trainer-compiled": Side(
+        "Trainer, tuned", TRAINER, {"bf16": True, "torch_compile": True, "dataloader_num_workers": 4}
+    ),
     "trainer-streamed": Side("Trainer, rows streamed", TRAINER, {"streamed": True}),
     "trl": Side("TRL SFT, defaults", TRAINER, {}, TRL),
     "trl-tuned": Side("TRL SFT, tuned", TRAINER, {"gradient_checkpointing": False}, TRL),
@@ -121,14 +124,17 @@ class Work:
         return list(dict.fromkeys([goal.ours for goal in self.goals] + [goal.peer for goal in self.goals]))
 
     def shrunk(self) -> Work:
-        """Return the work made small, without the sides that need an environment of their own or a compiler."""
-        data, settings = self.small
-        goals = tuple(goal for goal in self.goals if SIDES[goal.peer].is_light)
-        merged = {
-            name: {**self.settings.get(name, {}), **settings.get(name, {})} for name in {**self.settings, **settings}
-        }
-        stop_at = 3 if self.stop_at else None
-        return replace(self, data=replace(self.data, **data), settings=merged, goals=goals, stop_at=stop_at)
+        """Return the work small and on the processor, without sides that need their own environment or a compiler."""
+        groups = {**self.settings, **self.small.settings}
+        return replace(
+            self,
+            data=replace(self.data, **self.small.data),
+            settings={name: {**self.settings.get(name, {}), **self.small.settings.get(name, {})} for name in groups},
+            goals=tuple(goal for goal in self.goals if SIDES[goal.peer].is_light),
+            untimed=min(self.untimed, 1),
+            stop_at=3 if self.stop_at else None,
+            device="cpu",
+        )
 
 
 def _train(batch: int, length: str) -> dict[str, Any]:
@@ -237,9 +243,7 @@ def measure(work: Work, repeats: int, say: Callable[[str], None]) -> list[Result
         for repeat in range(repeats):
             for name in work.sides:
                 results.append({"side": name, "repeat": repeat, **run(folder, name, work)})
-                say(
-                    json.dumps({key: value for key, value in results[-1].items() if key not in ("losses", "arguments")})
-                )
+                say(json.dumps({field: results[-1][field] for field in ("side", "train", "first", "start", "memory")}))
     return results
 
 
@@ -253,8 +257,7 @@ def prepare(folder: Path, name: str, work: Work) -> None:
     side = SIDES[name]
     if name == "burnish-warm":
         start(work, side, *command_of(folder, side), "--cache", folder.parent / "cache")
-    elif work.stop_at:
-        begun = folder.parent / name
+    elif work.stop_at and not (begun := folder.parent / side.module).exists():
         where = ["--output", begun] if side.is_peer else ["--run", begun, "--cache", folder.parent / "cache"]
         saving = {"save_strategy": "steps", "save_steps": work.stop_at} if side.is_peer else {}
         side = replace(side, arguments={**side.arguments, **saving})
@@ -267,7 +270,7 @@ def run(folder: Path, name: str, work: Work) -> Result:
     more: list[Any] = ["--cache", folder.parent / "cache"] if name == "burnish-warm" else []
     with tempfile.TemporaryDirectory() as place:
         if work.stop_at:
-            begun = shutil.copytree(folder.parent / name, Path(place) / "begun")
+            begun = shutil.copytree(folder.parent / side.module, Path(place) / "begun")
             more = ["--output", begun, "--resume"] if side.is_peer else ["--run", begun]
             more += [] if side.is_peer else ["--cache", folder.parent / "cache"]
         return start(work, side, *command_of(folder, side), *more)

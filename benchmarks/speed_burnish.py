@@ -10,14 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import burnish
 from benchmarks.gauge import Gauge, show
 from benchmarks.peers.given import Given, held_out_loss, versions
+from benchmarks.rows import own_cache
 from burnish.errors import Stopped
 from burnish.terminal import Terminal
 
@@ -41,7 +42,8 @@ class Told(Terminal):
         super().advance(done, note)
 
 
-def tell_when_training_begins(gauge: Gauge) -> None:
+@contextmanager
+def clock_of_training(gauge: Gauge) -> Iterator[None]:
     """Start the gauge's clock when a session begins to train: all is prepared, and no frozen layer has run yet."""
     from burnish.session import Session
 
@@ -51,19 +53,20 @@ def tell_when_training_begins(gauge: Gauge) -> None:
         gauge.begin()
         train(session, stop)
 
-    Session.train = begun  # type: ignore[method-assign]
+    Session.train = begun
+    try:
+        yield
+    finally:
+        Session.train = train
 
 
 def measure(given: Given, run: Path, stop_at: int | None) -> None:
     """Train, or go on with a run, and print what it took and what it reached."""
     gauge = Gauge(given.untimed)
-    tell_when_training_begins(gauge)
     recipe = str(given.folder / "recipe.yaml")
-    try:
-        found = burnish.train(recipe, terminal=Told(gauge, stop_at), run={"dir": str(run)})
-    except Stopped:
-        found = burnish.load(run)
-    assert isinstance(found, burnish.Run)
+    with clock_of_training(gauge), suppress(Stopped):
+        burnish.train(recipe, terminal=Told(gauge, stop_at), run={"dir": str(run)})
+    found = burnish.load(run)
     plan = found.folder.read_json(found.folder.plan)
     lines = [line for line in found.history if "loss" in line][-len(gauge.steps) :]
     rows, order = given.rows(), given.order()
@@ -96,9 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, help="run folder to begin or go on with; default: a new one")
     parser.add_argument("--stop-at", type=int)
     asked = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["BURNISH_CACHE"] = str(asked.cache or Path(folder) / "cache")
-        measure(Given.read(asked.folder), asked.run or Path(folder) / "run", asked.stop_at)
+    with own_cache(asked.cache) as folder:
+        measure(Given.read(asked.folder), asked.run or folder / "run", asked.stop_at)
 
 
 if __name__ == "__main__":

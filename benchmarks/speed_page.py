@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.page import Check, Measured, Result, of_side, origin, same, table
 from benchmarks.speed import SIDES, WORKS, Goal, Work
@@ -90,9 +90,9 @@ def checks(work: Work, results: Sequence[Result], goal: Goal) -> list[Check]:
     return found
 
 
-def failures(measured: Measured) -> list[str]:
+def failures(measured: Measured, work: Work) -> list[str]:
     """Return what was not equal work, and which floors were missed, one sentence each."""
-    work, results = WORKS[measured.name], measured.results
+    results = measured.results
     found = []
     for goal in shown_goals(work, results):
         pair = f"{measured.name}, {goal.ours} and {goal.peer}"
@@ -167,9 +167,9 @@ def arguments_of(name: str, result: Result) -> str:
     return f"{SIDES[name].title}:\n\n```\n{text}\n```"
 
 
-def details(measured: Measured) -> str:
+def details(measured: Measured, work: Work) -> str:
     """Return what stands behind the rows of a work, folded away."""
-    work, results = WORKS[measured.name], measured.results
+    results = measured.results
     parts = [sides_table(results)]
     for goal in shown_goals(work, results):
         rows = [[c.what, c.found, "yes" if c.passed else "**NO**"] for c in checks(work, results, goal)]
@@ -198,17 +198,22 @@ weights of each side, computed by the same lines of plain transformers in float3
 - *Passed*: `goal` and `floor` say how far a ratio comes; below the floor it is a **NO**."""
 
 
-def section(measured: Sequence[Measured]) -> str:
-    """Return the section of the works that were measured, in the order of the list."""
+def tables(measured: Sequence[Measured], works: Mapping[str, Work]) -> list[str]:
+    """Return the table of ratios, a row for every goal of every work, and what stands behind each work."""
     there = {entry.name: entry for entry in measured}
     rows, folded = [], []
-    for name, work in WORKS.items():
+    for name, work in works.items():
         if name in there:
             rows += [row(work, there[name].results, goal) for goal in shown_goals(work, there[name].results)]
-            folded.append(details(there[name]))
+            folded.append(details(there[name], work))
         else:
             rows.append([work.title, "", "", "not measured on this machine with these versions", "", "", ""])
     header = ["work", "peer", "goal (floor)", "ratio", "tokens a second, ours / peer", "memory, ours / peer", "passed"]
+    return [table(header, rows), *folded]
+
+
+def section(measured: Sequence[Measured]) -> str:
+    """Return the section of the works that were measured, in the order of the list."""
     untimed = max(work.untimed for work in WORKS.values())
     head = _HEAD.format(same=SAME_ORDER, own=OWN_ORDER, untimed=untimed)
-    return "\n\n".join([head, table(header, rows), *folded])
+    return "\n\n".join([head, *tables(measured, WORKS)])

@@ -36,7 +36,8 @@ class Data:
 
     Args:
         rows: name of the function below that writes the rows.
-        model: settings of the model's config over those of `encoder` or `llama`.
+        shape: of a causal language model, one of `SHAPES`; a classifier is the pretrained encoder.
+        model: settings of the model's config over that.
         train: number of training rows; `held_out` more follow for the final loss.
         positions: of a sequence; one token less than a peer's row, which holds the last target too.
     """
@@ -45,6 +46,7 @@ class Data:
     train: int
     held_out: int
     positions: int
+    shape: str = "llama"
     model: dict[str, Any] = field(default_factory=dict)
     vocabulary: int = 8192
     encoded: bool = True
@@ -60,7 +62,7 @@ def make(folder: Path, data: Data, settings: dict[str, dict[str, Any]], untimed:
     """
     texts, held_out_texts = ROWS[data.rows](data)
     causal = "label" not in texts[0]
-    model = llama(folder, data) if causal else encoder(folder, data, sorted({row["label"] for row in texts}))
+    model = decoder(folder, data) if causal else encoder(folder, data, sorted({row["label"] for row in texts}))
     write_lines(folder / "train.jsonl", texts)
     write_lines(folder / "held_out_texts.jsonl", held_out_texts)
     recipe = recipe_of(folder, causal, data, settings, device)
@@ -175,17 +177,30 @@ def encoder(folder: Path, data: Data, labels: list[str]) -> Any:
     return stored(folder, model, load_tokenizer(source))
 
 
-def llama(folder: Path, data: Data) -> Any:
-    """Write and return a Llama with fresh weights, and a tokenizer learned from Shakespeare."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape: dict[str, Any] = {
-        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6,
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6,
         "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048, "tie_word_embeddings": True,
-    }  # fmt: skip
+    },
+    "llama-1b": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    },
+    "gpt2": {
+        "model_type": "gpt2", "vocab_size": 50304, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+}  # fmt: skip
+
+
+def decoder(folder: Path, data: Data) -> Any:
+    """Write and return a causal language model with fresh weights, and a tokenizer learned from Shakespeare."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**shape, **data.model}))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**SHAPES[data.shape], **data.model}))
     return stored(folder, model, tokenizer(data.vocabulary))
 
 
@@ -264,7 +279,7 @@ def chat(data: Data) -> Rows:
     draw = random.Random(0)
 
     def lengths() -> tuple[int, int]:
-        total = min(max(round(draw.lognormvariate(4.6, 0.6)), 16), data.positions)
+        total = min(max(round(data.positions * draw.lognormvariate(-1.64, 0.6)), 16), data.positions)
         prompt = round(total * draw.uniform(0.2, 0.6))
         return prompt, total - prompt
 

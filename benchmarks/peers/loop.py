@@ -19,6 +19,7 @@ def measure(given: Given) -> None:
     import torch
     from torch.nn import functional
 
+    torch.set_float32_matmul_precision("high")
     gauge, tally = Gauge(given.untimed), Tally(given.untimed)
     model = given.model().to(given.device).train()
     compiled = torch.compile(model)

@@ -70,7 +70,7 @@ def make_trainer(given: Given, kind: str, arguments: dict[str, Any], tally: Tall
         collator = pad(tokenizer)
         rows = stream(rows) if streamed else rows
 
-    class Told(base):  # type: ignore[misc, valid-type]
+    class Told(base):
         """Counts what goes through it."""
 
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:

@@ -115,7 +115,7 @@ def test_kept_results_count_only_for_the_same_machine_and_versions(
     keep(sentiment)
     assert kept("sentiment", shakespeare) == sentiment
     assert kept("sentiment", replace(shakespeare, environment={"processor": "another"})) is None
-    assert kept("sentiment", replace(shakespeare, threads=2)) is None
+    assert kept("sentiment", replace(shakespeare, threads=2)) == sentiment
     (tmp_path / "sentiment.json").write_text('{"name": "of an older form"}')
     assert kept("sentiment", None) is None
 
