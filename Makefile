@@ -24,7 +24,7 @@ bench-gpu: .venv/.ready  ## the same on one NVIDIA GPU, into docs/benchmarks-gpu
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 docs: .venv/.ready  ## write docs/reference.md from the code
-	@$(BIN)/python scripts/reference.py
+	@$(BIN)/python scripts/reference.py && $(BIN)/python scripts/families.py
 
 .venv/.ready: pyproject.toml constraints.txt scripts/bootstrap.py
 	@$(PY) scripts/bootstrap.py

@@ -157,6 +157,13 @@ class TrainSettings(Settings):
     """Stop after this many evaluations without a better `train.best`."""
 
 
+class ParallelSettings(Settings):
+    """How many processes train together on this machine."""
+
+    ranks: int = Field(1, ge=1, le=64)
+    """Processes, each with a part of every step's rows and of the weights. Never changes what is learned."""
+
+
 class GenerateSettings(Settings):
     """How text is generated."""
 
@@ -210,6 +217,7 @@ class Config(Settings):
     optim: OptimSettings = OptimSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings = TrainSettings()
+    parallel: ParallelSettings = ParallelSettings()
     generate: GenerateSettings = GenerateSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     run: RunSettings = RunSettings()

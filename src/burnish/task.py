@@ -53,6 +53,9 @@ class Batch:
     prefix: torch.Tensor | None = None
     """What the model's frozen layers give for these rows, laid end to end, if it is known already."""
 
+    idle: bool = False
+    """Whether the batch is computed only to keep step with other processes, and counts nothing."""
+
     def to(self, device: str) -> Batch:
         """Return the batch with its tensors on `device`."""
         move = lambda tensors: {name: value.to(device, non_blocking=True) for name, value in tensors.items()}  # noqa: E731

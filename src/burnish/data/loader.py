@@ -35,6 +35,9 @@ class Loader:
     """Whether rows of a micro-batch are filled up to the longest; else they are laid end to end, and only memory cuts."""
     prefix: Callable[[Sequence[int]], Any] | None = None
     """What the model's frozen layers give for rows, if that is stored."""
+    rank: int = 0
+    ranks: int = 1
+    """Each of several processes computes its share of every micro-batch."""
 
     def rows(self, step: int) -> list[int]:
         """Return the rows of step `step` (from 0) in the order of the data."""
@@ -44,11 +47,17 @@ class Loader:
         """Return the micro-batches of step `step`: its rows by length, cut where little is padded."""
         rows = sorted(self.rows(step), key=self.store.length)
         lengths = [self.store.length(row) for row in rows]
-        ends = cuts(lengths, self.micro_batch, CUT_COST if self.padded else None)
-        return [
-            collate(self.store, self.task, rows[start:end], self.prefix)
-            for start, end in zip([0, *ends], ends, strict=False)
-        ]
+        ends = cuts(lengths, self.micro_batch * self.ranks, CUT_COST if self.padded else None)
+        return [self._share(rows[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def _share(self, rows: list[int]) -> Batch:
+        """Return this rank's part of a micro-batch; every rank computes one, if need be on a row that counts nothing."""
+        own = rows[self.rank :: self.ranks]
+        batch = collate(self.store, self.task, own or rows[:1], self.prefix)
+        if not own:
+            batch.idle = True
+            batch.weights = dict.fromkeys(batch.weights, 0.0)
+        return batch
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of the steps `first` to `last - 1`, preparing the next ones meanwhile."""

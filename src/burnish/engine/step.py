@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from burnish.models.stack import Stack
+from burnish.parallel.group import ALONE, Group
 from burnish.task import Batch, Task
 
 
@@ -15,15 +16,17 @@ def arranged(stack: Stack | None, batch: Batch) -> AbstractContextManager[None]:
     return stack.rows(batch.lengths, batch.prefix) if stack and stack.packed else nullcontext()
 
 
-def accumulate(model: Any, stack: Stack | None, task: Task, batches: Sequence[Batch], device: str, seed: int) -> Any:
+def accumulate(
+    model: Any, stack: Stack | None, task: Task, batches: Sequence[Batch], device: str, seed: int, group: Group = ALONE
+) -> Any:
     """Add the gradient of the global batch to the parameters and return its loss, a scalar tensor on `device`.
 
-    Each loss term is summed over all micro-batches and divided by that term's weight over all micro-batches, so the
+    Each loss term is summed over all micro-batches of all ranks and divided by that term's weight over the same, so the
     result does not depend on how the batch was cut. A mean of the micro-batches' means would depend on it.
 
     Args:
-        batches: the micro-batches of one step.
-        seed: of this step; dropout is a function of it and the micro-batch, so it need not be saved.
+        batches: this rank's part of the micro-batches of one step.
+        seed: of this step; dropout is a function of it, the rank and the micro-batch, so it need not be saved.
     """
     import torch
 
@@ -31,24 +34,26 @@ def accumulate(model: Any, stack: Stack | None, task: Task, batches: Sequence[Ba
     for batch in batches:
         for term, count in batch.weights.items():
             weights[term] = weights.get(term, 0.0) + count
+    weights = group.sums(weights)
     total = torch.zeros((), device=device)
     for index, batch in enumerate(batches):
-        torch.manual_seed((seed * 1_000_003 + index) % 2**63)
+        torch.manual_seed((seed * 1_000_003 + index * group.size + group.rank) % 2**63)
         with arranged(stack, batch):
             sums = task.loss(model, batch.to(device))
             loss = sum(value / weights[term] for term, value in sums.items() if weights[term])
-            if isinstance(loss, torch.Tensor):  # a micro-batch without any target adds nothing
-                loss.backward()
+            if isinstance(loss, torch.Tensor):  # a step without any target adds nothing
+                loss = loss * 0 if batch.idle else loss
+                (loss * group.size).backward()  # the mean over ranks that sharded parameters get is then their sum
                 total += loss.detach()
-    return total
+    return group.total(total)
 
 
-def clip(parameters: list[Any], largest: float) -> Any:
+def clip(parameters: list[Any], largest: float, group: Group = ALONE) -> Any:
     """Return the norm of the whole gradient (global L2) after scaling it down to `largest`; 0 only measures."""
     import torch
 
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = group.whole(torch.nn.utils.get_total_norm(gradients))
     if largest:
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

@@ -92,8 +92,14 @@ def _from_config(auto_class: str, config: Any) -> Any:
     import torch
     import transformers
 
+    make = getattr(transformers, auto_class).from_config
     try:
-        return getattr(transformers, auto_class).from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        try:
+            return make(config, dtype=torch.float32, attn_implementation="sdpa")
+        except ValueError as error:
+            if "does not support an attention implementation" not in str(error):
+                raise
+            return make(config, dtype=torch.float32, attn_implementation="eager")
     except ValueError as error:
         if "Unrecognized configuration class" in str(error):
             raise UserError(f"{config.model_type}: transformers has no {auto_class} for this architecture.") from error
@@ -130,7 +136,7 @@ def build(auto_class: str, config: Any, folder: Path | None) -> tuple[Any, Loade
 
     if folder is None:
         return _from_config(auto_class, config), Loaded()
-    skeleton(auto_class, config)  # says in one sentence when the architecture has no such head
+    attention = skeleton(auto_class, config).config._attn_implementation  # also refuses a head that does not exist
     folder = with_safetensors(folder)
     try:
         with quiet():
@@ -138,7 +144,7 @@ def build(auto_class: str, config: Any, folder: Path | None) -> tuple[Any, Loade
                 str(folder),
                 config=config,
                 dtype=torch.float32,
-                attn_implementation="sdpa",
+                attn_implementation=attention,
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,

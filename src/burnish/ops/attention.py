@@ -184,6 +184,8 @@ class Rule:
 
 
 _current: Segments | None = None
+_lengths: torch.Tensor | None = None
+"""The current lengths as compiled code reads them: zeros fill up a number that seldom changes."""
 
 
 @contextmanager
@@ -193,19 +195,22 @@ def segments_of(lengths: Sequence[int] | None) -> Iterator[None]:
     Args:
         lengths: positions of each row; None: `set_segments` will say so inside the block.
     """
-    global _current
-    before = _current
-    _current = None if lengths is None else Segments(tuple(lengths))
+    global _current, _lengths
+    before = _current, _lengths
+    _current = _lengths = None
+    if lengths is not None:
+        set_segments(lengths)
     try:
         yield
     finally:
-        _current = before
+        _current, _lengths = before
 
 
 def set_segments(lengths: Sequence[int]) -> None:
     """Say the rows' lengths inside `segments_of(None)`."""
-    global _current
+    global _current, _lengths
     _current = Segments(tuple(lengths))
+    _lengths = torch.tensor([*lengths, *[0] * ((1 << len(lengths).bit_length()) - len(lengths))])
 
 
 def register() -> None:
@@ -243,7 +248,10 @@ def model_attention(
         unknown.append("attention_mask")
     if unknown:
         raise NotImplementedError(f"{type(module).__name__} hands {', '.join(unknown)} to its attention")
-    if _current is None or query.shape[0] != 1 or not query.shape[2] == key.shape[2] == _current.total:
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (
+        _current is None or query.shape[0] != 1 or not query.shape[2] == key.shape[2] == _current.total
+    ):
         raise NotImplementedError(f"{type(module).__name__} attends to something else than its own rows")
     causal = others.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -252,6 +260,9 @@ def model_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+    if compiling and not dropout and softcap is None and not query.is_cuda:
+        window = sliding_window or 0
+        return _compiled(query, key, value, _lengths, rule.causal, scale, window)[0].transpose(1, 2), None
     return attention(query, key, value, _current, rule, dropout).transpose(1, 2), None
 
 
@@ -272,9 +283,6 @@ def attention(
         return _Scores.apply(query, key, value, segments, rule, dropout)
     if query.is_cuda:
         return _varlen(query, key, value, segments, rule)
-    if torch.compiler.is_compiling():
-        lengths = torch.tensor(segments.lengths)
-        return _compiled(query, key, value, lengths, rule.causal, rule.scale, rule.window or 0)[0]
     return _Flash.apply(query, key, value, segments, rule)
 
 

@@ -1,0 +1,1 @@
+"""Several processes that train one model together. The only place that knows torch.distributed."""
