@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 
@@ -33,6 +34,7 @@ def warm_up() -> None:
 def watch(root: str, kill_at: int | None, report: int) -> None:
     root = os.path.abspath(root)
     count = 0
+    one_at_a_time = threading.Lock()  # checkpoints are written in a thread of their own
 
     def hook(event: str, arguments: tuple) -> None:
         nonlocal count
@@ -40,10 +42,11 @@ def watch(root: str, kill_at: int | None, report: int) -> None:
             return
         if not os.path.abspath(os.fsdecode(arguments[0])).startswith(root):
             return
-        count += 1
-        if count == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.pwrite(report, count.to_bytes(8, "little"), 0)
+        with one_at_a_time:
+            count += 1
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.pwrite(report, count.to_bytes(8, "little"), 0)
 
     sys.addaudithook(hook)
 

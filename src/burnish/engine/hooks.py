@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from burnish.engine import checkpoint
 from burnish.engine.guard import StopSignal
 from burnish.engine.loop import Job, State, StepResult
 from burnish.errors import Stopped
 from burnish.run import RunFolder
 
-#: Checkpoints by time are spaced out so far that they cost at most this share of the run.
+#: Checkpoints by time are spaced out so far that the run waits for them at most this share of its time.
 MOST_SAVING = 0.05
 
 
@@ -149,19 +148,24 @@ class Save:
             due = time.monotonic() - self.last >= max(self.every_seconds, self.cost / MOST_SAVING)
         first = state.step == 0 and job.on_non_finite == "rollback"
         if due or first or state.step == job.total_steps or state.ended:
-            self.now(job, state)
+            self._start(job, state)
 
-    def now(self, job: Job, state: State) -> None:
-        """Save the state if it is not saved yet, and prune."""
+    def _start(self, job: Job, state: State) -> None:
+        """Save the state if it is not saved yet, and prune; the run waits only until the state is copied."""
         started = time.monotonic()
         if self.saved != state.step:
             job.save(state)
             self.saved = state.step
         best = state.best["step"] if self.keep_best and state.best else None
-        checkpoint.prune(job.checkpoints, self.keep, best)
+        job.writer.prune(self.keep, best)
         self.last = time.monotonic()
         self.cost = self.last - started
         self.log.pause()
+
+    def now(self, job: Job, state: State) -> None:
+        """Save the state if it is not saved yet, and return when it is durable."""
+        self._start(job, state)
+        job.writer.wait()
 
 
 class ObeySignals:

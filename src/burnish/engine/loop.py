@@ -72,6 +72,9 @@ class Job:
     shrunk: Callable[[int], None]
     """Called with the new micro-batch when memory ran out and it was halved."""
 
+    def __post_init__(self) -> None:
+        self.writer = checkpoint.Writer(self.checkpoints)
+
     def tensors(self) -> dict[str, dict[str, Any]]:
         """Return what a checkpoint holds: parameters and buffers (tied ones once), and the optimizer's state."""
         saved = set(self.model.state_dict())
@@ -79,9 +82,14 @@ class Job:
         weights |= {name: value for name, value in self.model.named_buffers() if name in saved}
         return {"model": weights, "optimizer": self.optimizers.state()}
 
-    def save(self, state: State) -> Path:
-        """Commit a checkpoint."""
-        return checkpoint.save(self.checkpoints, state.step, self.tensors(), asdict(state))
+    def save(self, state: State) -> None:
+        """Commit a checkpoint in the background: the weights may change once `writer.copied` returns.
+
+        Buffers are copied here, because a forward pass may change them.
+        """
+        tensors = self.tensors()
+        tensors["model"] |= {n: value.clone() for n, value in self.model.named_buffers() if n in tensors["model"]}
+        self.writer.save(state.step, tensors, asdict(state))
 
     def load(self, path: Path) -> State:
         """Put back the weights, the optimizer and the state of a checkpoint.
@@ -89,6 +97,8 @@ class Job:
         Raises:
             checkpoint.Damaged: it is not whole, or belongs to another model; nothing was changed then.
         """
+        self.writer.wait()
+        self.writer.forget()
         try:
             state = State(**checkpoint.verify(path))
         except TypeError as error:
@@ -141,6 +151,11 @@ def train(job: Job, state: State, hooks: list[Hook]) -> State:
         GuardError: a non-finite number stopped the run; the weights are those before the bad step.
         Stopped: a hook obeyed a signal.
     """
+    with job.writer:
+        return _train(job, state, hooks)
+
+
+def _train(job: Job, state: State, hooks: list[Hook]) -> State:
     batches = job.loader.steps(state.step, job.total_steps)
     result: StepResult | None = None
     while True:
@@ -174,6 +189,7 @@ def train(job: Job, state: State, hooks: list[Hook]) -> State:
                     batches, result = job.loader.steps(state.step, job.total_steps), None
                     continue
         elif not passed_over:
+            job.writer.copied()
             job.optimizers.step()
             job.weights.publish()
         state.step += 1
@@ -238,6 +254,7 @@ def _decide(job: Job, state: State, result: StepResult) -> None:
         return
     if not found["weight"]:
         job.save(state)
+        job.writer.wait()
     pairs = zip(found["rows"], found["places"], strict=True)
     rows = ", ".join(f"{row} ({place})" for row, place in list(pairs)[:5]) or "no single one, only the batch together"
     parameter = found["weight"] or found["gradient"] or "none"
@@ -252,6 +269,7 @@ def _decide(job: Job, state: State, result: StepResult) -> None:
 
 def _rolled_back(job: Job, state: State) -> State:
     """Return to the last whole checkpoint, remembering which steps to go around."""
+    job.writer.wait()
     path, _ = checkpoint.newest(job.checkpoints)
     if path is None:
         raise GuardError("run.on-non-finite: there is no checkpoint yet to roll back to.")
