@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from burnish.errors import UserError
-from burnish.models.load import make_config, quiet
 from burnish.models.load import build as build_model
+from burnish.models.load import make_config, quiet
 from burnish.models.logits import whole_logits
 from burnish.models.stack import Stack
 from burnish.task import Batch, registry
@@ -145,8 +145,8 @@ def way_of(auto_class: str, family: str) -> Way | None:
 def page() -> str:
     """Return the text of docs/families.md."""
     parts = [
-        "# Families of models\n\nWhich way the engine takes with each family, for every task. Made by `make docs`, which builds "
-        "each family small and tries it as a run does when it starts; a test fails when a family's way changes unnoticed.\n\n"
+        "# Families of models\n\nWhich way the engine takes with each family, for every task. Made by `make docs`, which "
+        "builds each family small and tries it as a run does when it starts; a test fails when a family's way changes unnoticed.\n\n"
         "- **Rows**: end to end, without padding; or rows of like length padded to the longest, and why.\n"
         "- **Frozen layers**: computed once for each row and replayed; or computed in every step, and why.\n"
         "- **Logits**: only the scored ones are made, a chunk at a time; or all of them, and why.\n\n"

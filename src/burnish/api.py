@@ -204,6 +204,7 @@ def _remove_if_nothing_began(folder: RunFolder) -> None:
 
 def _train(config: Config, task_class: type[Task], folder: RunFolder, terminal: Terminal) -> None:
     from burnish.engine.guard import StopSignal, resources, torch_settings_restored
+    from burnish.parallel.launch import ranks
     from burnish.session import Session
 
     signal = StopSignal()
@@ -213,7 +214,9 @@ def _train(config: Config, task_class: type[Task], folder: RunFolder, terminal: 
         session.build()
         session.begin()
         session.show_plan()
-        session.train(signal)
+        parallel = (config.model_dump_json(), folder.path, session.plan.device, session.plan.threads)
+        with ranks(config.parallel.ranks, "burnish.worker", *parallel) as group:
+            session.train(signal, group)
         session.finish()
 
 

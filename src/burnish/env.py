@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,29 @@ def has_fast_bf16(device: str) -> bool:
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
     return device.startswith("cuda") and torch.cuda.get_device_capability()[0] >= 8
+
+
+#: Dense bfloat16 operations a second as the makers publish them, by the start of the GPU's name.
+PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA GH200": 989e12, "NVIDIA A100": 312e12}
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """Return the operations a second the device does at best: published for known GPUs, measured on a processor.
+
+    The measurement is the best of a few products of 1,024 x 1,024 matrices with the threads in use; None: not known.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name()
+        return next((peak for start, peak in PEAK_FLOPS.items() if name.startswith(start)), None)
+    if device != "cpu":
+        return None
+    size = 1024
+    left = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    best = math.inf
+    for _ in range(4):
+        began = time.perf_counter()
+        torch.mm(left, left)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

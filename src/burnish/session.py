@@ -18,7 +18,7 @@ from burnish.engine.guard import StopSignal
 from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save
 from burnish.engine.loop import Hook, Job, State, train
 from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of
-from burnish.env import cache_dir, describe, versions
+from burnish.env import cache_dir, describe, peak_flops, versions
 from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.freeze import freeze, set_training_mode
@@ -28,8 +28,9 @@ from burnish.models.precision import Weights
 from burnish.models.scratch import find_preset
 from burnish.models.source import model_folder
 from burnish.ops.dropout import swap_dropout
-from burnish.optim.optimizers import Optimizers
+from burnish.optim.optimizers import ELEMENTWISE, Optimizers
 from burnish.optim.schedules import Schedule
+from burnish.parallel.group import ALONE, Group
 from burnish.plan.derive import (
     Plan,
     choose_compile,
@@ -153,6 +154,11 @@ class Session:
         total = parameter_count(model)
         freeze(model, config.freeze)
         Optimizers(model, config.optim, 1.0)  # refuses unknown names and patterns
+        if config.parallel.ranks > 1 and config.optim.name not in ELEMENTWISE:
+            raise UserError(
+                f"optim.name: {config.optim.name} is not supported with --parallel.ranks {config.parallel.ranks}. "
+                f"Give {', '.join(ELEMENTWISE)}, or one rank."
+            )
         lr, why["lr"] = choose_lr(config, model)
         memory = memory_of(config, model, precision)
         refuse_what_cannot_fit(config, self.folder, device, memory)
@@ -179,7 +185,7 @@ class Session:
         scored, why["evaluate_rows"] = choose_evaluate_rows(config, store.lengths(), seen, rows, -(-steps // every))
         return Plan(
             device=device,
-            threads=config.run.threads or torch.get_num_threads(),
+            threads=config.run.threads or max(1, torch.get_num_threads() // config.parallel.ranks),
             precision=precision,
             sequence=sequence,
             micro_batch=micro,
@@ -244,17 +250,20 @@ class Session:
                 f"every {plan.evaluate_every} steps on {plan.evaluate_rows:,} rows",
                 why.get("evaluate_rows", ""),
             ),
-            ("rows", plan.arrangement or "end to end or padded", why.get("arrangement", "tried when the model is built")),
+            (
+                "rows",
+                plan.arrangement or "end to end or padded",
+                why.get("arrangement", "tried when the model is built"),
+            ),
             ("precision", plan.precision, why.get("precision", "")),
             ("compiled", "yes" if plan.compile else "no", why.get("compile", "")),
             ("recomputed", plan.recompute, why.get("recompute", "")),
-            ("device", f"{plan.device}, {plan.threads} threads", why.get("device", "")),
+            ("device", self._where(), why.get("device", "")),
             (
                 "memory",
                 ", ".join(f"{name} {readable_bytes(size)}" for name, size in plan.memory.items()),
                 f"{readable_bytes(sum(plan.memory.values()))} before activations",
             ),
-            *([("frozen", *self._frozen())] if self.fit and self.fit.frozen else []),
             ("exactness", limits_of_exactness(self.model_config), ""),
         ]
         if self.task.cuts_long_rows():
@@ -268,31 +277,44 @@ class Session:
         title = "Resuming" if self.resuming else "Plan"
         self.terminal.facts(f"{title}: {self.task_class.name}", rows)
 
-    def _frozen(self) -> tuple[str, str]:
-        """Return what becomes of the frozen layers, and why."""
-        if self.prefix_refusal:
-            return "computed in every step", self.prefix_refusal
-        if self.config.freeze.cache == "off":
-            return "computed in every step", "freeze.cache is off"
-        depth, name = self.job.stack.depth, self.job.stack.name  # type: ignore[union-attr]
-        return f"the lowest {depth} of {name}, computed once per row", "and replayed in later epochs and runs"
+    def _where(self) -> str:
+        ranks = self.config.parallel.ranks
+        return (f"{ranks} ranks of " if ranks > 1 else "") + f"{self.plan.device}, {self.plan.threads} threads"
 
     def _preview(self) -> str:
         plan = self.plan
         return Schedule(self.config.schedule, plan.total_steps, plan.warmup_steps).preview(48)
 
     def build(self) -> None:
-        """Make the model, freshly or from its weights, and all that trains it.
+        """Make the model, freshly or from its weights, and try how it can be computed.
 
         Raises:
             UserError: the weights do not fit, or the model cannot do the task.
         """
         import torch
 
-        torch.set_num_threads(self.plan.threads)
+        config, plan = self.config, self.plan
+        torch.set_num_threads(plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # all of it is written before it is read
-        self.job = self._job()
+        torch.manual_seed(config.run.seed)
+        model, self.loaded = build(self.task_class.auto_class, self.model_config, self.source)
+        model.to(plan.device)
+        self.frozen = freeze(model, config.freeze)
+        if plan.device == "cpu":
+            swap_dropout(model)
+        self.task.check(model)
+        self.fit = fit = Fit(model, self.task, self.stores["train"], plan.device)
+        if not plan.arrangement:
+            plan.arrangement, plan.why["arrangement"] = fit.arrangement(config.train.packing)
+            refusal = fit.refuses_bf16() if plan.precision == "bf16" and config.train.precision == "auto" else None
+            if refusal:
+                plan.precision, plan.why["precision"] = "fp32", f"the model does not compute in bfloat16: {refusal}"
+        if fit.stack is not None:
+            fit.stack.packed = plan.arrangement == "packed"
+            if plan.compile:
+                fit.stack.compile()
+            fit.stack.recompute(plan.recompute)
 
     # -- begin ---------------------------------------------------------------------------------------------------
 
@@ -312,9 +334,10 @@ class Session:
 
     # -- train ---------------------------------------------------------------------------------------------------
 
-    def train(self, signal: StopSignal) -> None:
+    def train(self, signal: StopSignal, group: Group = ALONE) -> None:
         """Train to the end of the run, from its newest good checkpoint if it has one."""
         config, plan = self.config, self.plan
+        self.join(group)
         state = self._restored(State())
         if state.step == 0:
             for line in self.loaded.lines():
@@ -329,6 +352,8 @@ class Session:
             config.run.log_every,
             len(self.stores["train"]),
             lambda line, state: self.terminal.advance(state.step, note(line)),
+            plan.model["flops_per_position"],
+            peak_flops(plan.device, plan.precision),
         )
         keep_best = "validation" in self.stores
         every = Duration.parse(config.checkpoint.every)
@@ -365,33 +390,16 @@ class Session:
             tokens_per_row=float(store.lengths().mean()),
         ))  # fmt: skip
 
-    def _job(self) -> Job:
-        import torch
-
-        config, plan = self.config, self.plan
-        torch.manual_seed(config.run.seed)
-        model, self.loaded = build(self.task_class.auto_class, self.model_config, self.source)
-        model.to(plan.device)
-        frozen = freeze(model, config.freeze)
-        if plan.device == "cpu":
-            swap_dropout(model)
-        self.task.check(model)
-        fit = Fit(model, self.task, self.stores["train"], plan.device)
-        if not plan.arrangement:
-            plan.arrangement, plan.why["arrangement"] = fit.arrangement(config.train.packing)
-            refusal = fit.refuses_bf16() if plan.precision == "bf16" and config.train.precision == "auto" else None
-            if refusal:
-                plan.precision, plan.why["precision"] = "fp32", f"the model does not compute in bfloat16: {refusal}"
-        if fit.stack is not None:
-            fit.stack.packed = plan.arrangement == "packed"
-        weights = Weights(model, plan.precision)
-        set_training_mode(model, frozen)
-        self.prefix_refusal = fit.prefix_refusal()
-        if fit.stack is not None:
-            if plan.compile:
-                fit.stack.compile()
-            fit.stack.recompute(plan.recompute)
-        self.fit = fit
+    def join(self, group: Group = ALONE) -> None:
+        """Set `job`: all that trains the built model, together with the other ranks."""
+        config, plan, fit = self.config, self.plan, self.fit
+        assert fit is not None  # built before
+        if group.size == 1:
+            weights = Weights(fit.model, plan.precision)
+        else:
+            group.shard(fit.model, fit.stack.layers if fit.stack else [], plan.precision)
+            weights = Weights(fit.model, "fp32")  # the shards are; they are rounded when a layer is put together
+        set_training_mode(fit.model, self.frozen)
         loader = Loader(
             self.stores["train"],
             self.task,
@@ -401,23 +409,26 @@ class Session:
             plan.total_rows,
             config.data.workers,
             padded=plan.arrangement == "padded",
+            rank=group.rank,
+            ranks=group.size,
         )
-        return Job(
-            model=model,
+        self.job = Job(
+            model=fit.model,
             weights=weights,
             stack=fit.stack,
             task=self.task,
             loader=loader,
-            optimizers=Optimizers(model, config.optim, plan.lr, weights.exact),
+            optimizers=Optimizers(fit.model, config.optim, plan.lr, weights.exact),
             schedule=Schedule(config.schedule, plan.total_steps, plan.warmup_steps),
             total_steps=plan.total_steps,
-            frozen=frozen,
+            frozen=self.frozen,
             device=plan.device,
             seed=config.run.seed,
             clip=config.optim.clip,
             on_non_finite=config.run.on_non_finite,
             checkpoints=self.folder.checkpoints,
             shrunk=self._shrunk,
+            group=group,
         )
 
     def _shrunk(self, micro_batch: int) -> None:
@@ -431,7 +442,13 @@ class Session:
         """Return the frozen layers' output for the rows of each split, computed where it is not stored."""
         assert self.fit is not None  # built before
         where, plan, stack = self.config.freeze.cache, self.plan, self.fit.stack
-        if stack is None or not stack.depth or where == "off":
+        if not self.fit.frozen:
+            return {}
+        refusal = "freeze.cache is off" if where == "off" else self.fit.prefix_refusal()
+        if self.job.group.size > 1:
+            refusal = "it is not kept with several ranks"
+        if refusal or stack is None:
+            self.terminal.say(f"frozen layers: computed in every step; {refusal}")
             return {}
         store = self.stores["train"]
         rows = {"train": sorted({row for step in range(plan.total_steps) for row in self.job.loader.rows(step)})
@@ -477,7 +494,7 @@ class Session:
 
     def _measure(self, step: int, signal: StopSignal) -> dict[str, float]:
         def obey(done: int) -> None:
-            if signal.asked:
+            if signal.asked and self.job.group.size == 1:  # several ranks stop together, after a step
                 raise _StopAsked
 
         rows = permutation(0, 0, len(self.stores["validation"]))[: self.plan.evaluate_rows]
@@ -493,6 +510,7 @@ class Session:
             self.job.model,
             self.task,
             self.stores[split],
+            group=self.job.group,
             batch=max(plan.micro_batch, 32) if plan.micro_batch == self.config.train.batch else plan.micro_batch,
             device=plan.device,
             stack=self.job.stack,
@@ -507,6 +525,10 @@ class Session:
         """Write `model/`, the final figures, the report and the card; `metrics.json` last, which makes the run finished."""
         folder, state = self.folder, self.state
         step = state.step
+        if self.job.group.size > 1:  # the ranks have parted: put the model together from what they saved
+            self.build()
+            self.join()
+            self.job.load(checkpoint.path_of(folder.checkpoints, step))
         if self.config.train.best is not None and state.best is not None:
             step = state.best["step"]
             if step != state.step:

@@ -25,6 +25,7 @@ def session_of(task: str, folder: Path, **settings) -> Session:
     session = Session(config, task_class, RunFolder(folder), Terminal(quiet=True))
     session.prepare()
     session.build()
+    session.join()
     return session
 
 

@@ -59,6 +59,7 @@ def session_of(task: str, model: Path, data: Path, folder: Path, **train) -> Ses
     session = Session(config, task_class, RunFolder(folder), QUIET)
     session.prepare()
     session.build()
+    session.join()
     return session
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -24,12 +26,21 @@ class Log:
         folder: its metrics.jsonl is appended to; each line reaches the system before the next step.
         rows_per_epoch: to say how far through the data the run is.
         show: called with each step's line and the state; None while the run starts.
+        flops_per_position: floating-point operations of training on one position.
+        peak_flops: what the device does in a second at best; None: not known.
     """
 
     def __init__(
-        self, folder: RunFolder, every: int, rows_per_epoch: int, show: Callable[[dict[str, Any], State], None]
+        self,
+        folder: RunFolder,
+        every: int,
+        rows_per_epoch: int,
+        show: Callable[[dict[str, Any], State], None],
+        flops_per_position: float = 0.0,
+        peak_flops: float | None = None,
     ):
         self.folder, self.every, self.rows_per_epoch, self.show = folder, every, rows_per_epoch, show
+        self.flops_per_position, self.peak_flops = flops_per_position, peak_flops
         self.file: TextIO | None = None
         self.step = 0
         self.last = time.monotonic()
@@ -43,7 +54,7 @@ class Log:
     def __call__(self, job: Job, state: State, result: StepResult | None) -> None:
         now = time.monotonic()
         elapsed, self.last = now - self.last, now
-        if self.file is None or state.step < self.step:
+        if job.group.leads and (self.file is None or state.step < self.step):
             self._rewind(state.step)
         self.step = state.step
         if result is None:
@@ -57,7 +68,12 @@ class Log:
             "epoch": round(min(state.step * job.loader.batch, job.loader.total_rows) / self.rows_per_epoch, 4),
             "rows": result.rows,
             "targets": result.targets,
+            "positions": result.positions,
+            "padding": round(result.padding, 4),
             "seconds": round(elapsed, 4),
+            "waited_seconds": round(result.waited, 4),
+            "mfu": self._mfu(result.positions / max(elapsed, 1e-9)),
+            "peak_memory_bytes": peak_memory_bytes(job.device),
         }
         if result.non_finite:
             line["non_finite"] = result.non_finite
@@ -65,9 +81,14 @@ class Log:
             self.write(line)
         self.show(line, state)
 
+    def _mfu(self, rate: float) -> float | None:
+        """Return the share of the device's best that the model's own operations take, at a rate of positions a second."""
+        return round(self.flops_per_position * rate / self.peak_flops, 4) if self.peak_flops else None
+
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line."""
-        assert self.file is not None  # opened when the loop first called
+        """Append one line; of several ranks, the leading one does."""
+        if self.file is None:
+            return
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
 
@@ -79,6 +100,16 @@ class Log:
         """Close the file."""
         if self.file is not None:
             self.file.close()
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Return the most memory this process held at once: on the GPU if it computes there, else altogether."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def finite(value: Any) -> float | None:
@@ -145,7 +176,8 @@ class Save:
         if self.every_steps:
             due = state.step % self.every_steps == 0 and state.step > 0
         else:
-            due = time.monotonic() - self.last >= max(self.every_seconds, self.cost / MOST_SAVING)
+            # Clocks differ between ranks, and all have to hand over their part of the state: one of them decides.
+            due = job.group.any(time.monotonic() - self.last >= max(self.every_seconds, self.cost / MOST_SAVING))
         first = state.step == 0 and job.on_non_finite == "rollback"
         if due or first or state.step == job.total_steps or state.ended:
             self._start(job, state)
@@ -157,7 +189,8 @@ class Save:
             job.save(state)
             self.saved = state.step
         best = state.best["step"] if self.keep_best and state.best else None
-        job.writer.prune(self.keep, best)
+        if job.group.leads:
+            job.writer.prune(self.keep, best)
         self.last = time.monotonic()
         self.cost = self.last - started
         self.log.pause()
@@ -175,6 +208,8 @@ class ObeySignals:
         self.signal, self.save = signal, save
 
     def __call__(self, job: Job, state: State, result: StepResult | None) -> None:
-        if self.signal.asked:
+        if job.group.any(self.signal.asked is not None):
             self.save.now(job, state)
-            raise Stopped(f"{self.signal.asked}: saved at step {state.step}. The same command continues the run.")
+            raise Stopped(
+                f"{self.signal.asked or 'stopped'}: saved at step {state.step}. The same command continues the run."
+            )

@@ -26,6 +26,7 @@ from burnish.models.precision import Weights
 from burnish.models.stack import Stack
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
+from burnish.parallel.group import ALONE, Group
 from burnish.task import Batch, Task
 
 
@@ -71,16 +72,24 @@ class Job:
     checkpoints: Path
     shrunk: Callable[[int], None]
     """Called with the new micro-batch when memory ran out and it was halved."""
+    group: Group = ALONE
+    """The other processes that train the same model."""
 
     def __post_init__(self) -> None:
         self.writer = checkpoint.Writer(self.checkpoints)
 
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """Return what a checkpoint holds: parameters and buffers (tied ones once), and the optimizer's state."""
+        """Return what a checkpoint holds: parameters and buffers (tied ones once), and the optimizer's state.
+
+        Each is whole; where several ranks have parts of it, every rank has to ask.
+        """
+        whole = {name: self.group.whole(value) for name, value in self.optimizers.state().items()}
+        return {"model": {name: self.group.whole(value) for name, value in self._weights().items()}, "optimizer": whole}
+
+    def _weights(self) -> dict[str, Any]:
         saved = set(self.model.state_dict())
         weights: dict[str, Any] = dict(self.weights.exact)
-        weights |= {name: value for name, value in self.model.named_buffers() if name in saved}
-        return {"model": weights, "optimizer": self.optimizers.state()}
+        return weights | {name: value for name, value in self.model.named_buffers() if name in saved}
 
     def save(self, state: State) -> None:
         """Commit a checkpoint in the background: the weights may change once `writer.copied` returns.
@@ -89,7 +98,8 @@ class Job:
         """
         tensors = self.tensors()
         tensors["model"] |= {n: value.clone() for n, value in self.model.named_buffers() if n in tensors["model"]}
-        self.writer.save(state.step, tensors, asdict(state))
+        if self.group.leads:
+            self.writer.save(state.step, tensors, asdict(state))
 
     def load(self, path: Path) -> State:
         """Put back the weights, the optimizer and the state of a checkpoint.
@@ -104,16 +114,16 @@ class Job:
         except TypeError as error:
             raise checkpoint.Damaged(f"{path}/state.json: written by another version of burnish") from error
         weights, optimizer = checkpoint.read(path, "model"), checkpoint.read(path, "optimizer")
-        own = self.tensors()["model"]
+        own = self._weights()
         if shapes(weights) != shapes(own):
             raise checkpoint.Damaged(f"{path}/model.safetensors: belongs to another model")
         import torch
 
         with torch.no_grad():
             for name, value in own.items():
-                value.copy_(weights[name])
+                self.group.put(value, weights[name])
         self.weights.publish(everything=True)
-        self.optimizers.load_state(optimizer)
+        self.optimizers.load_state(optimizer, self.group.part_of)
         return state
 
 
@@ -176,7 +186,7 @@ def _train(job: Job, state: State, hooks: list[Hook]) -> State:
             _halve(job)
             batches, result = job.loader.steps(state.step, job.total_steps), None
             continue
-        norm = clip(job.weights.trained(), job.clip)
+        norm = clip(job.weights.trained(), job.clip, job.group)
         lr = max(group["lr"] for optimizer in job.optimizers.all for group in optimizer.param_groups)
         result = StepResult(loss, norm, lr, *_counted(job, micro_batches), waited)
         passed_over = state.step in state.skipped  # a window that a rollback goes around
@@ -204,13 +214,13 @@ def gradient_of(job: Job, state: State, batches: Sequence[Batch]) -> Any:
     """
     seed = job.seed * 2_000_003 + state.step
     with memory_watched():
-        return accumulate(job.model, job.stack, job.task, batches, job.device, seed)
+        return accumulate(job.model, job.stack, job.task, batches, job.device, seed, job.group)
 
 
 def _halve(job: Job) -> None:
     """Compute half as many rows at once from now on; the result stays the same."""
     largest = job.loader.micro_batch
-    if largest == 1:
+    if largest == 1 or job.group.size > 1:  # the other ranks are in the middle of the step
         raise GuardError(MEMORY)
     job.loader.micro_batch = largest // 2
     job.shrunk(job.loader.micro_batch)
@@ -218,13 +228,16 @@ def _halve(job: Job) -> None:
 
 def _counted(job: Job, batches: Sequence[Batch]) -> tuple[int, int, int, float]:
     """Return the rows, targets and positions of a step, and which share of what was computed is padding."""
-    rows = sum(len(batch.rows) for batch in batches)
-    targets = int(sum(sum(batch.weights.values()) for batch in batches))
-    positions = sum(sum(batch.lengths or []) for batch in batches)
-    if positions == 0 or (job.stack and job.stack.packed):
-        return rows, targets, positions, 0.0
-    computed = sum(len(batch.lengths or []) * max(batch.lengths or [0]) for batch in batches)
-    return rows, targets, positions, 1 - positions / computed
+    counts = {
+        "rows": sum(len(batch.rows) for batch in batches if not batch.idle),
+        "targets": sum(sum(batch.weights.values()) for batch in batches),
+        "positions": sum(sum(batch.lengths or []) for batch in batches if not batch.idle),
+        "computed": sum(len(batch.lengths or []) * max(batch.lengths or [0]) for batch in batches),
+    }
+    found = {name: int(count) for name, count in job.group.sums(counts).items()}
+    packed = found["positions"] == 0 or (job.stack and job.stack.packed)
+    padding = 0.0 if packed else 1 - found["positions"] / found["computed"]
+    return found["rows"], found["targets"], found["positions"], padding
 
 
 def _described(job: Job, state: State, batches: Sequence[Batch], result: StepResult) -> dict[str, Any]:
@@ -233,7 +246,7 @@ def _described(job: Job, state: State, batches: Sequence[Batch], result: StepRes
     def learn(row: int) -> Any:
         return gradient_of(job, state, [collate(job.loader.store, job.task, [row], job.loader.prefix)])
 
-    rows = [row for batch in batches for row in batch.rows]
+    rows = [row for ranks in job.group.gather([row for batch in batches for row in batch.rows]) for row in ranks]
     found = describe_non_finite(job.weights, rows, float(result.loss), float(result.grad_norm), learn)
     return {**found, "places": [job.loader.store.where(row) for row in found["rows"]]}
 
@@ -270,6 +283,7 @@ def _decide(job: Job, state: State, result: StepResult) -> None:
 def _rolled_back(job: Job, state: State) -> State:
     """Return to the last whole checkpoint, remembering which steps to go around."""
     job.writer.wait()
+    job.group.any(False)  # every rank reads what the leading one has written
     path, _ = checkpoint.newest(job.checkpoints)
     if path is None:
         raise GuardError("run.on-non-finite: there is no checkpoint yet to roll back to.")

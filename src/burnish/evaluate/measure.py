@@ -13,6 +13,7 @@ from burnish.data.store import Store
 from burnish.engine.step import arranged
 from burnish.errors import GuardError
 from burnish.models.stack import Stack
+from burnish.parallel.group import ALONE, Group
 from burnish.task import Records, Task
 
 
@@ -24,6 +25,7 @@ def score(
     batch: int,
     device: str,
     stack: Stack | None = None,
+    group: Group = ALONE,
     prefix: Callable[[Sequence[int]], Any] | None = None,
     progress: Callable[[int], None] = lambda done: None,
     rows: Sequence[int] | None = None,
@@ -33,6 +35,7 @@ def score(
     Args:
         batch: examples computed at once; examples of like length go together.
         stack: of the model, to lay rows end to end if it does; None pads them.
+        group: the ranks that compute the model; each scores its share, and all get all records.
         prefix: what the model's frozen layers give for rows of this store, if that is stored.
         progress: called with the number of examples done after each batch; may raise to stop.
         rows: score only these examples; None is all.
@@ -45,13 +48,17 @@ def score(
     parts: list[Records] = []
     done = 0
     with torch.inference_mode():
-        for start in range(0, len(order), batch):
-            piece = collate(store, task, [int(row) for row in order[start : start + batch]], prefix)
+        for start in range(0, len(order), batch * group.size):
+            rows_now = [int(row) for row in order[start : start + batch * group.size]]
+            own = rows_now[group.rank :: group.size]
+            piece = collate(store, task, own or rows_now[:1], prefix)  # every rank computes each time, to keep step
             with arranged(stack, piece):
                 records = task.score(model, piece.to(device))
-            parts.append({"index": np.asarray(piece.rows), **records})
-            done += len(piece.rows)
+            if own:
+                parts.append({"index": np.asarray(piece.rows), **records})
+            done += len(rows_now)
             progress(done)
+    parts = [part for rank in group.gather(parts) for part in rank]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     back = np.argsort(joined.pop("index"), kind="stable")
     return {name: values[back] for name, values in joined.items()}

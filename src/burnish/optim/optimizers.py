@@ -11,6 +11,9 @@ from typing import Any
 from burnish.config import OptimSettings
 from burnish.errors import UserError, unknown
 
+#: Those that treat every number by itself, and so train parameters that are spread over ranks.
+ELEMENTWISE = ("adamw", "adam", "sgd")
+
 #: name -> function from (settings, groups) to torch optimizers; the groups carry `lr` and `weight_decay`.
 OPTIMIZERS: dict[str, Callable[[OptimSettings, list[dict[str, Any]]], list[Any]]] = {}
 
@@ -44,7 +47,8 @@ def sgd(settings: OptimSettings, groups: list[dict[str, Any]]) -> list[Any]:
     """Stochastic gradient descent with momentum `beta1`."""
     from torch.optim import SGD
 
-    return [SGD(groups, momentum=settings.beta1, fused=True)]
+    whole = not any(hasattr(value, "full_tensor") for group in groups for value in group["params"])
+    return [SGD(groups, momentum=settings.beta1, fused=whole)]  # torch has no fused one for sharded parameters
 
 
 @_optimizer("adafactor")
@@ -191,8 +195,14 @@ class Optimizers:
                         tensors[f"{self.names[id(parameter)]}/{field}"] = value
         return tensors
 
-    def load_state(self, tensors: dict[str, Any]) -> None:
-        """Put back what `state` returned."""
+    def load_state(
+        self, tensors: dict[str, Any], part_of: Callable[[Any, Any], Any] = lambda parameter, whole: whole
+    ) -> None:
+        """Put back what `state` returned.
+
+        Args:
+            part_of: returns what this process keeps of a whole tensor that belongs to a parameter.
+        """
         fields: dict[str, dict[str, Any]] = {}
         for key, value in tensors.items():
             name, _, field = key.rpartition("/")
@@ -204,6 +214,6 @@ class Optimizers:
                 for parameter in group["params"]:
                     if (saved := fields.get(self.names[id(parameter)])) is not None:
                         optimizer.state[parameter] = {
-                            field: value.to(parameter.device) if value.ndim or on_device else value
+                            field: part_of(parameter, value.to(parameter.device) if value.ndim or on_device else value)
                             for field, value in saved.items()
                         }

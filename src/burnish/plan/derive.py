@@ -196,17 +196,20 @@ def flops_per_position(model: Any, model_config: Any, sequence: float) -> float:
     """Return the floating-point operations of training on one position: 6 N + 12 L H T.
 
     N counts the weights of matrix products (no embedding lookups, the output layer also when tied), L layers, H width, T
-    positions of a row. Source: Chowdhery et al. 2022 (PaLM), appendix B; forward and backward, nothing recomputed.
+    positions of a row; frozen weights count 2 instead of 6, for their forward pass. Nothing recomputed is counted.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     from torch import nn
 
     text = model_config.get_text_config()
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in looked_up)
+    matrices = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in looked_up]
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None and id(head.weight) in looked_up:
-        matrices += head.weight.numel()
-    return 6.0 * matrices + 12.0 * text.num_hidden_layers * text.hidden_size * sequence
+        matrices.append(head.weight)
+    forward = sum(2.0 * p.numel() for p in matrices)
+    backward = sum(4.0 * p.numel() for p in matrices if p.requires_grad)
+    return forward + backward + 12.0 * text.num_hidden_layers * text.hidden_size * sequence
 
 
 def _free_memory(device: str) -> int:
