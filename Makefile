@@ -12,7 +12,9 @@ test: .venv/.ready  ## everything CI runs
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 check: .venv/.ready  ## format, lint, types, import layers
-	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/pyrefly check --summarize-errors=false 2>&1 | tail -20 && $(BIN)/lint-imports | tail -3
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@$(BIN)/pyrefly check --output-format min-text
+	@$(BIN)/lint-imports --no-logo
 
 fix: .venv/.ready  ## format and mend what can be mended
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .

@@ -146,7 +146,7 @@ def page() -> str:
     """Return the text of docs/families.md."""
     parts = [
         "# Families of models\n\nWhich way the engine takes with each family, for every task. Made by `make docs`, which "
-        "builds each family small and tries it as a run does when it starts; a test fails when a family's way changes unnoticed.\n\n"
+        "builds each family small and tries it as a run does when it starts; a test fails when a way changes.\n\n"
         "- **Rows**: end to end, without padding; or rows of like length padded to the longest, and why.\n"
         "- **Frozen layers**: computed once for each row and replayed; or computed in every step, and why.\n"
         "- **Logits**: only the scored ones are made, a chunk at a time; or all of them, and why.\n\n"

@@ -296,7 +296,7 @@ class Session:
         config, plan = self.config, self.plan
         torch.set_num_threads(plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # all of it is written before it is read
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore  (all of it is written first)
         torch.manual_seed(config.run.seed)
         model, self.loaded = build(self.task_class.auto_class, self.model_config, self.source)
         model.to(plan.device)

@@ -36,4 +36,5 @@ def main(settings: Path, run: Path, store: Path, rank: int, size: int) -> None:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    main(*(Path(text) for text in arguments[:3]), *(int(text) for text in arguments[3:]))
+    paths, numbers = [Path(text) for text in arguments[:3]], [int(text) for text in arguments[3:]]
+    main(paths[0], paths[1], paths[2], numbers[0], numbers[1])

@@ -263,6 +263,7 @@ def model_attention(
     if compiling and not dropout and softcap is None and not query.is_cuda:
         window = sliding_window or 0
         return _compiled(query, key, value, _lengths, rule.causal, scale, window)[0].transpose(1, 2), None
+    assert _current is not None  # tried above; compiled code trusts it
     return attention(query, key, value, _current, rule, dropout).transpose(1, 2), None
 
 
@@ -428,7 +429,8 @@ class _Flash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        return (*_backward(gradients[0], *ctx.saved_tensors, ctx.segments, ctx.rule), None, None)
+        query, key, value, out, sums = ctx.saved_tensors
+        return (*_backward(gradients[0], query, key, value, out, sums, ctx.segments, ctx.rule), None, None)
 
 
 # The same as one operator that the compiler does not look into. A window of 0 is none; lengths of 0 fill up a fixed number.
@@ -499,8 +501,8 @@ def _varlen(
     else:
         raise NotImplementedError("this version of torch has no window in its attention for rows of many lengths")
     bounds = segments.bounds(query.device)
-    parts = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-    out = varlen_attn(*parts, bounds, bounds, segments.longest, segments.longest, **options)
+    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    out: Any = varlen_attn(q, k, v, bounds, bounds, segments.longest, segments.longest, **options)
     return out.transpose(0, 1)[None]
 
 

@@ -44,10 +44,10 @@ class _Dropout(torch.autograd.Function):
 class Dropout(nn.Dropout):
     """torch's dropout, its random bits drawn four at a time. Source: Srivastava et al. 2014, section 4."""
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (torch's name)
         if not self.training or self.p == 0:
-            return values
-        return values * 0 if self.p == 1 else _Dropout.apply(values, self.p)
+            return input
+        return input * 0 if self.p == 1 else _Dropout.apply(input, self.p)
 
 
 def swap_dropout(model: nn.Module) -> None:
