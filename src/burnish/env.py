@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -127,3 +128,16 @@ def peak_flops(device: str, precision: str) -> float | None:
         torch.mm(left, left)
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
+
+
+def keep_freed_memory() -> None:
+    """Let glibc hand freed blocks out again instead of returning them to the system.
+
+    Every step asks for the same large blocks, and each new page of a fresh one costs the system a fault: a step of a small
+    GPT-2 takes a tenth less processor time this way (docs/log.md). Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        trim_threshold, largest_count_mapped = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+        library.mallopt(largest_count_mapped, 0)
+        library.mallopt(trim_threshold, 2**31 - 1)

@@ -176,6 +176,7 @@ _FILES = {
     "checkpoints": "checkpoints",
     "model": "model",
     "figures": "figures.json",
+    "profile": "profile.json",
     "report": "report.html",
     "card": "card.md",
     "metrics": "metrics.json",

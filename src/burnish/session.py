@@ -15,10 +15,11 @@ from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokeni
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit
 from burnish.engine.guard import StopSignal
-from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save
+from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save, sweep
 from burnish.engine.loop import Hook, Job, State, train
 from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of
-from burnish.env import cache_dir, describe, peak_flops, versions
+from burnish.engine.profile import Profile
+from burnish.env import cache_dir, describe, keep_freed_memory, peak_flops, versions
 from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.freeze import freeze, set_training_mode
@@ -297,6 +298,8 @@ class Session:
         torch.set_num_threads(plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore  (all of it is written first)
+        if plan.device == "cpu":
+            keep_freed_memory()
         torch.manual_seed(config.run.seed)
         model, self.loaded = build(self.task_class.auto_class, self.model_config, self.source)
         model.to(plan.device)
@@ -366,7 +369,9 @@ class Session:
             hooks.append(
                 Evaluate(plan.evaluate_every, measure, plan.best, lower, config.train.patience, log, keep_best)
             )
-        hooks += [save, ObeySignals(signal, save)]
+        hooks += [save, ObeySignals(signal, save), sweep]
+        if config.run.profile and group.leads:
+            hooks.append(Profile(self._show_profile))
         try:
             with signal.deferred(), self.terminal.progress("training", plan.total_steps, state.step):
                 try:
@@ -380,6 +385,12 @@ class Session:
             log.close()
         if self.state.ended:
             self.terminal.say(f"stopped early: {self.state.ended}")
+
+    def _show_profile(self, found: dict[str, Any]) -> None:
+        write_json(self.folder.profile, found)
+        rows = [(name, f"{share:.1%}", "") for name, share in found["parts"].items()]
+        rows += [("operator", f"{share:.1%}", name) for name, share in found["operators"].items()]
+        self.terminal.facts(f"Where {found['steps']} steps of {found['seconds'] * 1000:.0f} ms each went", rows)
 
     def _steps(self, every: Duration) -> int:
         store = self.stores["train"]

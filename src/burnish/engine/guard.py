@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -91,6 +92,19 @@ def resources(folder: Path) -> Iterator[None]:
         if any(f"(os error {number})" in str(error) for number in _DISK_FULL):
             raise _disk_full(folder, folder) from error
         raise
+
+
+@contextmanager
+def held_garbage() -> Iterator[None]:
+    """Keep Python's collector from stopping steps at random: what lives already is left alone, `sweep` does the rest."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 class OutOfMemory(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import resource
@@ -17,6 +18,8 @@ from burnish.run import RunFolder
 
 #: Checkpoints by time are spaced out so far that the run waits for them at most this share of its time.
 MOST_SAVING = 0.05
+#: Steps between collections of Python's garbage, which the loop leaves alone otherwise.
+SWEEP_EVERY = 200
 
 
 class Log:
@@ -199,6 +202,12 @@ class Save:
         """Save the state if it is not saved yet, and return when it is durable."""
         self._start(job, state)
         job.writer.wait()
+
+
+def sweep(job: Job, state: State, result: StepResult | None) -> None:
+    """Collect garbage now and then, between steps."""
+    if state.step % SWEEP_EVERY == 0:
+        gc.collect()
 
 
 class ObeySignals:

@@ -17,6 +17,7 @@ from burnish.engine.guard import (
     MOST_SKIPS_IN_A_ROW,
     OutOfMemory,
     describe_non_finite,
+    held_garbage,
     memory_watched,
 )
 from burnish.engine.step import accumulate, clip
@@ -161,21 +162,25 @@ def train(job: Job, state: State, hooks: list[Hook]) -> State:
         GuardError: a non-finite number stopped the run; the weights are those before the bad step.
         Stopped: a hook obeyed a signal.
     """
-    with job.writer:
+    with job.writer, held_garbage():
         return _train(job, state, hooks)
 
 
 def _train(job: Job, state: State, hooks: list[Hook]) -> State:
+    from torch.profiler import record_function as span
+
     batches = job.loader.steps(state.step, job.total_steps)
     result: StepResult | None = None
     while True:
-        for hook in hooks:
-            hook(job, state, result)
+        with span("burnish: between steps"):
+            for hook in hooks:
+                hook(job, state, result)
         if state.step >= job.total_steps or state.ended:
             return state
         set_training_mode(job.model, job.frozen)
         began = time.monotonic()
-        micro_batches = next(batches)
+        with span("burnish: wait for rows"):
+            micro_batches = next(batches)
         waited = time.monotonic() - began
         factor = job.schedule.factor(state.step)
         job.optimizers.set_lr(factor)
@@ -199,9 +204,10 @@ def _train(job: Job, state: State, hooks: list[Hook]) -> State:
                     batches, result = job.loader.steps(state.step, job.total_steps), None
                     continue
         elif not passed_over:
-            job.writer.copied()
-            job.optimizers.step()
-            job.weights.publish()
+            with span("burnish: update"):
+                job.writer.copied()
+                job.optimizers.step()
+                job.weights.publish()
         state.step += 1
         state.targets += result.targets
 

@@ -29,6 +29,7 @@ def accumulate(
         seed: of this step; dropout is a function of it, the rank and the micro-batch, so it need not be saved.
     """
     import torch
+    from torch.profiler import record_function as span
 
     weights: dict[str, float] = {}
     for batch in batches:
@@ -39,11 +40,13 @@ def accumulate(
     for index, batch in enumerate(batches):
         torch.manual_seed((seed * 1_000_003 + index * group.size + group.rank) % 2**63)
         with arranged(stack, batch):
-            sums = task.loss(model, batch.to(device))
+            with span("burnish: forward"):
+                sums = task.loss(model, batch.to(device))
             loss = sum(value / weights[term] for term, value in sums.items() if weights[term])
             if isinstance(loss, torch.Tensor):  # a step without any target adds nothing
                 loss = loss * 0 if batch.idle else loss
-                (loss * group.size).backward()  # the mean over ranks that sharded parameters get is then their sum
+                with span("burnish: backward"):
+                    (loss * group.size).backward()  # sharded parameters get the mean over ranks: so it is their sum
                 total += loss.detach()
     return group.total(total)
 

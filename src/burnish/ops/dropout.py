@@ -44,7 +44,7 @@ class _Dropout(torch.autograd.Function):
 class Dropout(nn.Dropout):
     """torch's dropout, its random bits drawn four at a time. Source: Srivastava et al. 2014, section 4."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (torch's name)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0:
             return input
         return input * 0 if self.p == 1 else _Dropout.apply(input, self.p)
