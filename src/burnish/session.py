@@ -383,6 +383,8 @@ class Session:
                     ) from None
         finally:
             log.close()
+        if self.job.writer.reason:
+            self.terminal.say(f"checkpoints were written while the run waited: {self.job.writer.reason}", style="yellow")
         if self.state.ended:
             self.terminal.say(f"stopped early: {self.state.ended}")
 

@@ -24,7 +24,7 @@ from burnish.engine.step import accumulate, clip
 from burnish.errors import GuardError
 from burnish.models.freeze import set_training_mode
 from burnish.models.precision import Weights
-from burnish.models.stack import Stack
+from burnish.models.stack import Stack, filler
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
 from burnish.parallel.group import ALONE, Group
@@ -238,12 +238,18 @@ def _counted(job: Job, batches: Sequence[Batch]) -> tuple[int, int, int, float]:
         "rows": sum(len(batch.rows) for batch in batches if not batch.idle),
         "targets": sum(sum(batch.weights.values()) for batch in batches),
         "positions": sum(sum(batch.lengths or []) for batch in batches if not batch.idle),
-        "computed": sum(len(batch.lengths or []) * max(batch.lengths or [0]) for batch in batches),
+        "computed": sum(_computed(job, batch.lengths) for batch in batches if batch.lengths),
     }
     found = {name: int(count) for name, count in job.group.sums(counts).items()}
-    packed = found["positions"] == 0 or (job.stack and job.stack.packed)
-    padding = 0.0 if packed else 1 - found["positions"] / found["computed"]
+    padding = 1 - found["positions"] / found["computed"] if found["computed"] else 0.0
     return found["rows"], found["targets"], found["positions"], padding
+
+
+def _computed(job: Job, lengths: list[int]) -> int:
+    """Return how many positions the layers compute for rows of these lengths."""
+    if job.stack is not None and job.stack.packed:
+        return sum(lengths) + filler(lengths)
+    return len(lengths) * max(lengths)
 
 
 def _described(job: Job, state: State, batches: Sequence[Batch], result: StepResult) -> dict[str, Any]:

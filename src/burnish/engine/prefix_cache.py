@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 import zipfile
 import zlib
@@ -30,9 +31,12 @@ from burnish.units import readable_bytes, readable_seconds
 
 #: Positions computed at once when the cache is filled: enough for the matrix products, few enough for memory.
 POSITIONS_AT_ONCE = 8192
-#: Share of the free disk that all caches together may take.
+#: Share of the free disk that what is stored at once may take; other caches make way for it.
 MOST_DISK = 0.5
+#: What a process writes and nothing has touched for so long was left by one that is dead.
+STALE_SECONDS = 3600
 _DIGEST_BYTES = 16
+_KEY, _OURS = re.compile(r"[0-9a-f]{32}"), re.compile(r"part-[0-9a-f]{16}-\d+|\.tmp-.*")
 
 
 class CacheUnusable(Exception):
@@ -116,6 +120,7 @@ class PrefixCache:
             probe = folder / f".tmp-probe-{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
+            _remove_stale(folder)
             for part in sorted(folder.glob("part-*")):
                 cache._add(part)
         except OSError as error:
@@ -125,11 +130,9 @@ class PrefixCache:
     def _add(self, part: Path) -> None:
         """Take in the rows of a part whose checksums fit; a damaged row is computed again."""
         try:
-            with np.load(part / "rows.npz", allow_pickle=False) as index:
-                digests, lengths, sums = index["digests"], index["lengths"], index["checksums"]
-                seconds = float(index["seconds"])
+            digests, lengths, sums, seconds = _read_index(part / "rows.npz")
             values = np.memmap(part / "values.bin", dtype=self.kind, mode="r").reshape(-1, self.width)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError):
             return
         starts = np.concatenate([[0], np.cumsum(lengths)])
         number = len(self._parts)
@@ -177,7 +180,7 @@ class PrefixCache:
                 np.savez(
                     handle,
                     digests=np.stack(digests),
-                    lengths=np.array(lengths),
+                    lengths=np.array(lengths, np.int64),
                     checksums=np.array(sums, np.uint32),
                     seconds=time.monotonic() - began,
                 )
@@ -192,6 +195,25 @@ class PrefixCache:
         finally:
             remove_folder(temporary)
         self._add(target)
+
+
+def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Return the digests, lengths and checksums of a part's rows, and the seconds that computing them took.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is none of ours.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as index:
+            digests, lengths, sums = index["digests"], index["lengths"], index["checksums"]
+            seconds = float(index["seconds"])
+    # numpy and zipfile have these for damaged files; RuntimeError (also NotImplementedError) for flags they do not know
+    except (KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not readable") from error
+    ours = digests.dtype == np.uint8 and lengths.dtype == np.int64 and sums.dtype == np.uint32
+    if not ours or digests.shape != (len(lengths), _DIGEST_BYTES) or sums.shape != lengths.shape or lengths.min() < 1:
+        raise ValueError(f"{path}: another format")
+    return digests, lengths, sums, seconds
 
 
 @dataclass
@@ -282,15 +304,30 @@ def make_room(folder: Path, needed: int) -> None:
     Raises:
         CacheUnusable: they do not fit even then.
     """
-    others = sorted((path.parent for path in folder.parent.glob("*/part-*") if path.parent != folder), key=_used)
-    others = list(dict.fromkeys(others))
-    while needed > MOST_DISK * free_disk_bytes(folder):
-        if not others:
-            free = free_disk_bytes(folder)
-            raise CacheUnusable(
-                f"{needed / 1e9:.1f} GB would be stored, and half of the free disk is {MOST_DISK * free / 1e9:.1f} GB"
-            )
-        remove_folder(others.pop(0))
+    try:
+        others = sorted((path for path in folder.parent.iterdir() if path != folder and _is_cache(path)), key=_used)
+        while needed > MOST_DISK * free_disk_bytes(folder):
+            if not others:
+                free = free_disk_bytes(folder)
+                raise CacheUnusable(
+                    f"{needed / 1e9:.1f} GB would be stored, and half of the free disk is {MOST_DISK * free / 1e9:.1f} GB"
+                )
+            remove_folder(others.pop(0))
+    except OSError as error:
+        raise CacheUnusable(f"{folder.parent} cannot be cleared ({error.strerror})") from error
+
+
+def _is_cache(path: Path) -> bool:
+    """Return whether a folder is a cache of ours; one that the user gives may hold other things beside."""
+    return _KEY.fullmatch(path.name) is not None and all(_OURS.fullmatch(entry.name) for entry in path.glob("*"))
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote, once nothing has touched it for long."""
+    for left in folder.glob(".tmp-*"):
+        touched = max((_used(path) for path in (left, *left.glob("*"))), default=0.0)
+        if time.time() - touched > STALE_SECONDS:
+            remove_folder(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _used(path: Path) -> float:

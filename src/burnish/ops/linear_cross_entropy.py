@@ -20,6 +20,9 @@ from torch.autograd.function import once_differentiable
 #: Bytes of one chunk of logits: enough rows for the matrix products to run well.
 CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
 
+#: Numbers that a row of logits is rounded up to on a GPU, so that its matrix products use the fast kernels.
+_ALIGNED = 64
+
 #: Bytes of float32 logits that a CPU core works on at a time: half of the second-level cache of most.
 CACHE_BYTES = 512 * 2**10
 
@@ -174,7 +177,9 @@ def _forward(
     for_weight = torch.zeros_like(weight, dtype=exact) if needed[1] and chunks != 1 else None
     for_bias = hidden.new_zeros(vocabulary, dtype=exact) if needed[2] else None
     losses = hidden.new_empty(count, dtype=exact)
-    buffer = hidden.new_empty(rows, vocabulary)
+    # On a GPU each row of logits begins at an aligned address, as if the vocabulary were padded; the weight need not be.
+    width = vocabulary if device == "cpu" else -(-vocabulary // _ALIGNED) * _ALIGNED
+    buffer = hidden.new_empty(rows, width)[:, :vocabulary]
     score_ = _score_of(device, dtype)
     with torch.autocast(device, enabled=False):
         for start in range(0, count, max(1, rows)):

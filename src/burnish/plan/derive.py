@@ -99,6 +99,8 @@ def choose_device(config: Config) -> tuple[str, str]:
 
 def choose_precision(config: Config, device: str) -> tuple[str, str]:
     """Return bf16 or fp32, and why."""
+    if config.train.precision == "bf16" and not has_fast_bf16(device):
+        return "bf16", f"as asked; this {device} emulates bfloat16, so it is slower than fp32"
     if config.train.precision != "auto":
         return config.train.precision, ""
     if has_fast_bf16(device):
