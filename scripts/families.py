@@ -25,18 +25,17 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
 LENGTHS = [5, 9, 9, 30]
 VOCABULARY = 211
 
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SMALL = {
+    **_IDS,
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
 _GROUPED = {**_SMALL, "num_key_value_heads": 2, "head_dim": 16}
-_GPT = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 4, "n_head": 4, "pad_token_id": 0}
+_GPT = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 4, "n_head": 4} | _IDS
 
 #: transformers' name of each family, and the settings of a small model of it. Windows are shorter than the longest row.
 FAMILIES: dict[str, dict[str, Any]] = {

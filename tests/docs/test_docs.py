@@ -13,7 +13,12 @@ import pytest
 
 from helpers import ROOT, burnish
 
-GUIDES = [ROOT / "README.md", ROOT / "docs" / "text-generation.md", ROOT / "docs" / "text-classification.md"]
+GUIDES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "speed.md",
+    ROOT / "docs" / "text-generation.md",
+    ROOT / "docs" / "text-classification.md",
+]
 
 
 def blocks(path: Path, language: str) -> list[str]:
