@@ -9,6 +9,10 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from burnish.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,3 +93,41 @@ def result_of(folder: Path) -> dict[str, object]:
         "evaluations": [(line["step"], line["metrics"]) for line in lines if "evaluation" in line],
         "metrics": metrics,
     }
+
+
+def session_of(task: str, folder: Path, **settings: Any) -> Session:
+    """Return a run whose model is built and that could train; nothing is written."""
+    from burnish.api import resolve
+    from burnish.run import RunFolder
+    from burnish.session import Session
+    from burnish.terminal import Terminal
+
+    config, task_class, _ = resolve(task, {"run": {"dir": str(folder)}, **settings})
+    session = Session(config, task_class, RunFolder(folder), Terminal(quiet=True))
+    session.prepare()
+    session.build()
+    return session
+
+
+def trained(task: str, folder: Path, **settings: Any) -> Session:
+    """Return a run that has trained to its end, or goes on to it; without the report and the exported model."""
+    from burnish.engine.guard import StopSignal
+
+    session = session_of(task, folder, **settings)
+    with session.folder.locked():
+        session.begin()
+        session.train(StopSignal())
+        session.terminal.close()
+    return session
+
+
+def weights_of(session: Session) -> dict[str, Any]:
+    """Return copies of a run's exact weights."""
+    return {name: value.detach().clone() for name, value in session.job.weights.exact.items()}
+
+
+def apart(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """Return the relative global L2 distance of named tensors."""
+    assert found.keys() == wanted.keys()
+    squares = sum(float((found[name].double() - wanted[name].double()).square().sum()) for name in wanted)
+    return (squares / sum(float(value.double().square().sum()) for value in wanted.values())) ** 0.5
