@@ -172,10 +172,12 @@ class Save:
         self.keep_best = keep_best
         self.last, self.cost = time.monotonic(), 0.0
         self.saved: int | None = None
+        self.began = False
 
     def __call__(self, job: Job, state: State, result: StepResult | None) -> None:
-        if result is None and state.step and self.saved is None:
+        if not self.began and state.step:
             self.saved = state.step  # just resumed from it
+        self.began = True
         if self.every_steps:
             due = state.step % self.every_steps == 0 and state.step > 0
         else:

@@ -40,18 +40,18 @@ def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def filler(lengths: Sequence[int]) -> int:
-    """Return how many idle positions follow ragged rows, so that few different totals occur: under 4 % of them.
+    """Return how many idle positions follow ragged rows, so that few different totals occur: under 4 % of many.
 
     Kernels for matrix products are chosen, and on CPUs with AMX generated, for each new number of rows, which costs as
     much as several products (docs/log.md). Rows of one length come in few totals anyway.
 
-    >>> filler([700, 15]), filler([16, 16])
-    (21, 0)
+    >>> filler([700, 15]), filler([16, 16]), filler([7, 15])
+    (21, 0, 10)
     """
     total = sum(lengths)
     if len(set(lengths)) == 1:
         return 0
-    step = max(32, 1 << (total.bit_length() - 6))
+    step = max(32, 1 << total.bit_length() >> 6)
     return -total % step
 
 
@@ -92,13 +92,16 @@ class Passage:
         return self.flat(hidden)[None]
 
     def leave(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return [1, all positions, width] as the padded batch again, zeros where there is padding."""
+        """Return [1, all positions, width] as the padded batch again, zeros where there is padding.
+
+        A copy, not a view: FSDP2 hangs its hook for the backward pass on what a layer returns.
+        """
         assert self.shape is not None  # set on entering
         rows, longest = self.shape
         if self.index is None:
-            return hidden[0].unflatten(0, (rows, longest))
+            return hidden[0].unflatten(0, (rows, longest)).clone()
         whole = hidden.new_zeros(rows * longest, *hidden.shape[2:])
-        return whole.index_copy(0, self.index[: self.real], hidden[0, : self.real]).unflatten(0, (rows, longest))
+        return whole.index_copy(0, self.index[: self.real], hidden[0, : self.real]).unflatten(0, (rows, longest)).clone()
 
     def flat(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor [rows or 1, positions, ...] as [all positions, ...]."""
