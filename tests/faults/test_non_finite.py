@@ -61,6 +61,7 @@ def poison(row: list[int], text_file: Path, folder: Path) -> int:
     session = Session(config, task, RunFolder(folder), Terminal(quiet=True))
     session.prepare()
     session.build()
+    session.join()
     index = session.job.loader.rows(BAD_STEP - 1)[0]
     ids = session.stores["train"][index]["input_ids"][:-1]
     row.append(int(ids.astype(int).sum()))

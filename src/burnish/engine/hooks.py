@@ -105,6 +105,25 @@ class Log:
             self.file.close()
 
 
+def speed(lines: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Return how fast a run was, from the lines of its steps; the first ones, which warm up, are left out if there are more.
+
+    `positions_per_second` does not count padding; `padding`, `waited` (for rows) and `mfu` are shares.
+    """
+    steps = [line for line in lines if line.get("seconds")]
+    steps = steps[5:] or steps
+    seconds = sum(line["seconds"] for line in steps) or math.inf
+    positions = sum(line["positions"] for line in steps)
+    known = [line["mfu"] * line["seconds"] for line in steps if line["mfu"] is not None]
+    return {
+        "positions_per_second": round(positions / seconds, 1),
+        "padding": round(sum(line["padding"] * line["positions"] for line in steps) / max(1, positions), 4),
+        "waited": round(sum(line["waited_seconds"] for line in steps) / seconds, 4),
+        "mfu": round(sum(known) / seconds, 4) if known else None,
+        "peak_memory_bytes": max((line["peak_memory_bytes"] for line in steps), default=0),
+    }
+
+
 def peak_memory_bytes(device: str) -> int:
     """Return the most memory this process held at once: on the GPU if it computes there, else altogether."""
     if device.startswith("cuda"):
