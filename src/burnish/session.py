@@ -15,7 +15,7 @@ from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokeni
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit
 from burnish.engine.guard import StopSignal
-from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save, sweep
+from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save, speed, sweep
 from burnish.engine.loop import Hook, Job, State, train
 from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of
 from burnish.engine.profile import Profile
@@ -384,7 +384,9 @@ class Session:
         finally:
             log.close()
         if self.job.writer.reason:
-            self.terminal.say(f"checkpoints were written while the run waited: {self.job.writer.reason}", style="yellow")
+            self.terminal.say(
+                f"checkpoints were written while the run waited: {self.job.writer.reason}", style="yellow"
+            )
         if self.state.ended:
             self.terminal.say(f"stopped early: {self.state.ended}")
 
@@ -558,6 +560,7 @@ class Session:
             "skipped_steps": [step + 1 for step in state.skipped],
         }
         losses = [line["loss"] for line in folder.log_lines() if line.get("loss") is not None]
+        metrics["speed"] = speed(folder.log_lines())
         metrics["train_loss"] = sum(losses[-20:]) / len(losses[-20:]) if losses else None
         ranges: dict[str, Any] = {}
         for split in ("validation", "test"):
@@ -591,6 +594,11 @@ class Session:
         rows.append(
             ("time", readable_seconds(metrics["seconds"]), f"{readable_count(metrics['targets'])} targets learned from")
         )
+        found = metrics["speed"]
+        shares = {name: found[name] for name in ("padding", "waited", "mfu") if found[name] is not None}
+        note = ", ".join([f"{'MFU' if name == 'mfu' else name} {share:.1%}" for name, share in shares.items()])
+        note += f", peak memory {readable_bytes(found['peak_memory_bytes'])}"
+        rows.append(("speed", f"{readable_count(found['positions_per_second'])} tokens/s", note))
         self.terminal.facts("Done", rows)
         self.terminal.say(f"report  {self.folder.report}")
         self.terminal.say(f'use it  burnish predict {self.folder} "..."')

@@ -101,7 +101,9 @@ class Passage:
         if self.index is None:
             return hidden[0].unflatten(0, (rows, longest)).clone()
         whole = hidden.new_zeros(rows * longest, *hidden.shape[2:])
-        return whole.index_copy(0, self.index[: self.real], hidden[0, : self.real]).unflatten(0, (rows, longest)).clone()
+        return (
+            whole.index_copy(0, self.index[: self.real], hidden[0, : self.real]).unflatten(0, (rows, longest)).clone()
+        )
 
     def flat(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor [rows or 1, positions, ...] as [all positions, ...]."""

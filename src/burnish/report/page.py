@@ -63,6 +63,10 @@ def tiles(facts: Facts) -> list[dict[str, str]]:
         targets, word = facts.metrics["targets"], facts.target_word
         value, note = readable_count(targets / seconds), f"{targets:,} {word} learned from"
         found.append({"label": f"{word} per second", "value": value, "note": note})
+    if speed := facts.metrics.get("speed"):
+        mfu = "" if speed["mfu"] is None else f", model operations {speed['mfu']:.0%} of the device's best"
+        note = f"{speed['padding']:.1%} padding, {speed['waited']:.1%} of the time waiting for rows{mfu}"
+        found.append({"label": "peak memory", "value": readable_bytes(speed["peak_memory_bytes"]), "note": note})
     trained, total = facts.plan["model"]["trainable"], facts.plan["model"]["parameters"]
     share = "all of them" if trained == total else f"{trained / total:.1%} of {readable_count(total)}"
     found.append({"label": "parameters trained", "value": readable_count(trained), "note": share})
