@@ -174,6 +174,7 @@ _FILES = {
     "rejects": "rejects.jsonl",
     "tokenizer": "tokenizer",
     "checkpoints": "checkpoints",
+    "compiled": "compiled",
     "model": "model",
     "figures": "figures.json",
     "profile": "profile.json",

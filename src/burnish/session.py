@@ -316,6 +316,9 @@ class Session:
         if fit.stack is not None:
             fit.stack.packed = plan.arrangement == "packed"
             if plan.compile:
+                # Beside the checkpoints, so that a run that goes on finds what it compiled; torch names its own torchinductor_USER.
+                if Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_")).name.startswith("torchinductor_"):
+                    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder.compiled.resolve())
                 fit.stack.compile()
             fit.stack.recompute(plan.recompute)
 
