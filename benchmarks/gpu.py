@@ -51,9 +51,9 @@ WORKS: dict[str, Work] = {
         device="cuda",
     ),
     "chat-1b": Work(
-        "1B shape, all parameters train, chat rows of up to 2,048 tokens",
-        Data("chat", train=960, held_out=4, positions=2047, shape="llama-1b"),
-        {"train": {"batch": 16, "length": "60 steps"}},
+        "1B shape, all parameters train, chat rows of up to 1,024 tokens",
+        Data("chat", train=480, held_out=4, positions=1023, shape="llama-1b"),
+        {"train": {"batch": 8, "length": "60 steps"}},
         (Goal("trl", 3, 2), Goal("trl-grouped"), Goal("trainer-bf16")),
         _SMALL,
         untimed=20,

@@ -119,6 +119,11 @@ class Work:
     device: str = "cpu"
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which each row is seen about once."""
+        return max(1, self.data.train // self.settings["train"]["batch"])
+
+    @property
     def sides(self) -> list[str]:
         """The sides whose ratios are asked for, burnish first, in the order of their turns."""
         return list(dict.fromkeys([goal.ours for goal in self.goals] + [goal.peer for goal in self.goals]))
@@ -156,14 +161,14 @@ WORKS: dict[str, Work] = {
     "encoder": Work(
         "encoder classifier, ragged texts, all layers train",
         _SENTENCES,
-        {"train": _train(32, "2 epochs")},
+        {"train": _train(32, "2 epochs"), "optim": {"lr": 2e-5}},
         (Goal("trainer", 4.2, 3.4), Goal("trainer-tuned", 2.0, 1.5)),
         _FEW_SENTENCES,
     ),
     "encoder-frozen": Work(
         "same, lower 4 of 6 layers frozen, 5 epochs",
         _SENTENCES,
-        {"train": _train(32, "5 epochs"), "freeze": {"layers": 4}},
+        {"train": _train(32, "5 epochs"), "freeze": {"layers": 4}, "optim": {"lr": 2e-5}},
         (
             Goal("trainer", 7, 5.2),
             Goal("trainer-tuned", 3.3, 2.5),

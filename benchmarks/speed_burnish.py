@@ -49,9 +49,9 @@ def clock_of_training(gauge: Gauge) -> Iterator[None]:
 
     train = Session.train
 
-    def begun(session: Any, stop: Any) -> None:
+    def begun(*given: Any) -> None:
         gauge.begin()
-        train(session, stop)
+        train(*given)
 
     Session.train = begun
     try:
@@ -82,6 +82,7 @@ def measure(given: Given, run: Path, stop_at: int | None) -> None:
             "tokens": sum(map(sum, steps)),
             "timed_tokens": sum(map(sum, steps[given.untimed :])),
             "targets": sum(line["targets"] for line in lines),
+            "positions": sum(line["positions"] for line in lines),
             "losses": [line["loss"] for line in lines],
             "held_out": held_out_loss(given, trained.state_dict()) if trained else None,
             "precision": plan["precision"],

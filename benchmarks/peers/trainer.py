@@ -17,7 +17,7 @@ from benchmarks.gauge import Gauge, show
 from benchmarks.peers.given import Example, Given, Tally, held_out_loss, versions
 
 
-def arguments_of(given: Given, own: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(given: Given, kind: str, own: dict[str, Any]) -> dict[str, Any]:
     """Return every argument that is not a default: the work's, and this side's own."""
     common = {
         "max_steps": given.steps,
@@ -32,7 +32,8 @@ def arguments_of(given: Given, own: dict[str, Any]) -> dict[str, Any]:
         "disable_tqdm": True,
         "use_cpu": given.device == "cpu",
     }
-    return common | own
+    whole_rows = {"max_length": None} if kind == "trl" else {}  # else it cuts them to 1,024 tokens
+    return common | whole_rows | own
 
 
 def training_rows(given: Given, sampling: str) -> list[Example]:
@@ -119,7 +120,7 @@ def stream(rows: list[Example]) -> Any:
 def measure(given: Given, kind: str, own: dict[str, Any], stop_at: int | None, output: str, resume: bool) -> None:
     """Train and print what it took and what it reached."""
     gauge, tally = Gauge(given.untimed), Tally(given.untimed)
-    arguments = arguments_of(given, own)
+    arguments = arguments_of(given, kind, own)
     watch = make_watch(gauge, stop_at or given.steps, resume)
     trainer = make_trainer(given, kind, {**arguments, "output_dir": output}, tally, watch)
     gauge.begin()
