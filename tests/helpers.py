@@ -83,7 +83,8 @@ def result_of(folder: Path) -> dict[str, object]:
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = json.loads((folder / "metrics.json").read_text())
-    del metrics["seconds"]
+    for name in ("seconds", "speed"):
+        metrics.pop(name, None)
     return {
         "step": newest.name,
         "weights": digest(folder / "model" / "model.safetensors"),
