@@ -14,6 +14,7 @@ def main(settings: Path, run: Path, store: Path, rank: int, size: int) -> None:
     from burnish.config import config_class, parse
     from burnish.engine.guard import StopSignal
     from burnish.parallel.group import Ranks
+    from burnish.parallel.launch import ready
     from burnish.run import RunFolder
     from burnish.session import Session
     from burnish.task import find_task
@@ -27,6 +28,7 @@ def main(settings: Path, run: Path, store: Path, rank: int, size: int) -> None:
     session = Session(config, task, RunFolder(run), Terminal(quiet=True))
     session.prepare()
     session.build()
+    ready(store, rank).touch()
     group = Ranks(rank, size, store, session.plan.device)
     try:
         session.train(StopSignal(), group)

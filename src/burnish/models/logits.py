@@ -104,7 +104,7 @@ def _scored(model: Any, inputs: Mapping[str, Any], places: torch.Tensor) -> tupl
 
     def hand_on(hidden: torch.Tensor) -> torch.Tensor:
         reached.append(hidden)
-        return hidden[..., :0]  # whatever the model does to its logits costs nothing
+        return hidden[..., :0].clone()  # whatever the model does to its logits costs nothing; FSDP2 wants no view
 
     head.forward = hand_on
     try:
