@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class Session:
         self.resuming = folder.is_run
         self.fit: Fit | None = None
         self.prefixes: dict[str, Prefix] = {}
+        self.cache: PrefixCache | None = None
 
     # -- prepare -------------------------------------------------------------------------------------------------
 
@@ -316,7 +318,8 @@ class Session:
         if fit.stack is not None:
             fit.stack.packed = plan.arrangement == "packed"
             if plan.compile:
-                # Beside the checkpoints, so that a run that goes on finds what it compiled; torch names its own torchinductor_USER.
+                # Beside the checkpoints, so that a run that goes on finds what it compiled.
+                # torch names its own torchinductor_USER.
                 if Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_")).name.startswith("torchinductor_"):
                     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder.compiled.resolve())
                 fit.stack.compile()
@@ -457,7 +460,10 @@ class Session:
         self.terminal.say(f"memory ran out: going on with {micro_batch} rows at once; the result stays the same")
 
     def _prefixes(self) -> dict[str, Prefix]:
-        """Return the frozen layers' output for the rows of each split, computed where it is not stored."""
+        """Return the frozen layers' output for the training rows, computed where it is not stored; open the cache.
+
+        That of the validation rows is computed when they are first scored.
+        """
         assert self.fit is not None  # built before
         where, plan, stack = self.config.freeze.cache, self.plan, self.fit.stack
         if not self.fit.frozen:
@@ -469,31 +475,37 @@ class Session:
             self.terminal.say(f"frozen layers: computed in every step; {refusal}")
             return {}
         store = self.stores["train"]
-        rows = {"train": sorted({row for step in range(plan.total_steps) for row in self.job.loader.rows(step)})
-                if plan.total_rows < len(store) else range(len(store))}  # fmt: skip
-        if "validation" in self.stores:
-            rows["validation"] = range(len(self.stores["validation"]))
         root = cache_dir() / "prefix" if where == "auto" else Path(where).expanduser()
         folder = root / key_of(stack, self.job.model, plan.precision)
         epochs = plan.total_rows / len(store)
         if where == "auto" and epochs <= 1 and not folder.exists():
             self.terminal.say("frozen layers: not stored, since every row is seen once")
             return {}
-        found = {}
         try:
-            cache = PrefixCache.open(folder, stack.width, stack.kind)
-            for split, wanted in rows.items():
-                with self.terminal.progress(f"frozen layers of the {split} rows", len(wanted)):
-                    found[split], filled = fill(
-                        cache, stack, self.fit.forward, self.task, self.stores[split], wanted, plan.device,
-                        self.terminal.advance,
-                    )  # fmt: skip
-                self.terminal.say(
-                    f"frozen layers of the {split} rows: {filled.sentence(epochs if split == 'train' else 1)}"
-                )
+            self.cache = PrefixCache.open(folder, stack.width, stack.kind)
         except CacheUnusable as error:
             self.terminal.say(f"frozen layers: computed in every step, since {error}", style="yellow")
-        return found
+            return {}
+        rows = set(range(len(store)))
+        if plan.total_rows < len(store):
+            rows = {row for step in range(plan.total_steps) for row in self.job.loader.rows(step)}
+        with self.terminal.progress("frozen layers", len(rows)):
+            prefix = self._filled("train", sorted(rows), epochs, self.terminal.advance)
+        return {"train": prefix} if prefix else {}
+
+    def _filled(self, split: str, rows: Sequence[int], epochs: float, progress: Callable[[int], None]) -> Prefix | None:
+        """Return the frozen layers' output for rows of a split; None if it cannot be stored."""
+        assert self.cache is not None and self.fit is not None and self.fit.stack is not None  # it was opened
+        where = (self.fit.stack, self.fit.forward, self.task, self.stores[split])
+        try:
+            prefix, filled = fill(self.cache, *where, rows, self.plan.device, progress)
+        except CacheUnusable as error:
+            self.cache = None
+            self.terminal.say(f"frozen layers: computed in every step, since {error}", style="yellow")
+            return None
+        if split not in self.prefixes:
+            self.terminal.say(f"frozen layers of {len(rows):,} {split} rows: {filled.sentence(epochs)}")
+        return prefix
 
     def _restored(self, state: State) -> State:
         resume = self.config.run.resume
@@ -524,6 +536,10 @@ class Session:
 
     def _score(self, split: str, progress: Any = lambda done: None, rows: list[int] | None = None) -> Any:
         plan = self.plan
+        if self.cache is not None and split == "validation":  # scored again and again
+            wanted = rows or range(len(self.stores[split]))
+            if prefix := self._filled(split, wanted, plan.total_steps / plan.evaluate_every, lambda done: None):
+                self.prefixes[split] = prefix
         return score(
             self.job.model,
             self.task,

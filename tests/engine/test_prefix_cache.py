@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.engine import prefix_cache
+from burnish.engine import loop, prefix_cache
 from burnish.engine.prefix_cache import CacheUnusable, PrefixCache, key_of, make_room
 from burnish.session import Session
 from helpers import apart, sentiment_rows, session_of, trained, weights_of
@@ -104,17 +104,19 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def no_frozen_layer_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail when a frozen layer is computed once the cache is filled."""
-    real = Session._prefixes
+    """Fail when a frozen layer is computed in a step."""
+    real = loop.gradient_of
 
-    def prefixes(self: Session) -> Any:
-        found = real(self)
-        stack = self.job.stack
+    def gradient_of(job: loop.Job, *rest: Any) -> Any:
+        stack = job.stack
         assert stack is not None and stack.depth == 1
-        stack.inner[0] = lambda *_, **__: pytest.fail("a stored layer was computed")
-        return found
+        inner, stack.inner[0] = stack.inner[0], lambda *_, **__: pytest.fail("a stored layer was computed")
+        try:
+            return real(job, *rest)
+        finally:
+            stack.inner[0] = inner
 
-    monkeypatch.setattr(Session, "_prefixes", prefixes)
+    monkeypatch.setattr(loop, "gradient_of", gradient_of)
 
 
 # -- the same result --------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ class Store:
         self.path = path
         meta = json.loads((path / "store.json").read_text())
         self.features: list[str] = meta["features"]
-        self._values = {name: np.load(path / f"{name}.values.npy", mmap_mode="r") for name in self.features}
-        self._offsets = {name: np.load(path / f"{name}.offsets.npy", mmap_mode="r") for name in self.features}
+        self._values = {name: _mapped(path / f"{name}.values.npy") for name in self.features}
+        self._offsets = {name: _mapped(path / f"{name}.offsets.npy") for name in self.features}
         self._size: int = meta["size"]
 
     def __len__(self) -> int:
@@ -74,6 +74,11 @@ class Store:
         finally:
             remove_folder(temporary)
         return Store(path)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Return a file's array, mapped into memory. As a plain array: numpy's memmap takes three times as long to slice."""
+    return np.load(path, mmap_mode="r").view(np.ndarray)
 
 
 def _write(folder: Path, examples: Iterable[tuple[Example, str]]) -> None:

@@ -177,7 +177,8 @@ def _train(job: Job, state: State, hooks: list[Hook]) -> State:
                 hook(job, state, result)
         if state.step >= job.total_steps or state.ended:
             return state
-        set_training_mode(job.model, job.frozen)
+        if not job.model.training:  # at first, and after an evaluation
+            set_training_mode(job.model, job.frozen)
         began = time.monotonic()
         with span("burnish: wait for rows"):
             micro_batches = next(batches)

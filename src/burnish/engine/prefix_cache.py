@@ -30,7 +30,7 @@ from burnish.task import Batch, Task
 from burnish.units import readable_bytes, readable_seconds
 
 #: Positions computed at once when the cache is filled: enough for the matrix products, few enough for memory.
-POSITIONS_AT_ONCE = 8192
+POSITIONS_AT_ONCE = 4096
 #: Share of the free disk that what is stored at once may take; other caches make way for it.
 MOST_DISK = 0.5
 #: What a process writes and nothing has touched for so long was left by one that is dead.
@@ -53,7 +53,9 @@ def key_of(stack: Stack, model: Any, precision: str) -> str:
             content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_BELOW}
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
-    return fingerprint("prefix 1", content.hexdigest(), config, stack.depth, precision, used, str(model.device.type))
+    return fingerprint(
+        "prefix 1", content.hexdigest(), config, stack.depth, stack.output, precision, used, str(model.device.type)
+    )
 
 
 #: Settings of a model's head, which what lies below does not depend on.
@@ -82,7 +84,7 @@ class Filled:
             f", {readable_bytes(self.size_bytes)} stored in {readable_seconds(self.seconds)}" if self.size_bytes else ""
         )
         saved = max(0.0, self.seconds_once * epochs - self.seconds)
-        return f"{self.rows:,} rows, {hits}{took}; about {readable_seconds(saved)} saved"
+        return f"{hits}{took}; about {readable_seconds(saved)} saved"
 
 
 @dataclass
@@ -103,7 +105,7 @@ class PrefixCache:
     _parts: list[Any] = field(default_factory=list)
     _where: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
     """Digest of a row to its part, first position and length."""
-    seconds_per_position: float = 0.0
+    seconds_per_vector: float = 0.0
 
     @staticmethod
     def open(folder: Path, width: int, torch_kind: Any) -> PrefixCache:
@@ -137,7 +139,7 @@ class PrefixCache:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         number = len(self._parts)
         self._parts.append(values)
-        self.seconds_per_position = seconds / max(1, int(starts[-1]))
+        self.seconds_per_vector = seconds / max(1, int(starts[-1]))
         for row in range(len(lengths)):
             start, end = int(starts[row]), int(starts[row + 1])
             if end <= len(values) and zlib.crc32(values[start:end].data) == sums[row]:
@@ -264,13 +266,15 @@ def fill(
         CacheUnusable: there is no room, or writing failed.
     """
     began = time.monotonic()
-    batches = {row: task.collate([store[row]]) for row in rows}
-    digests = {row: digest_of(batch) for row, batch in batches.items()}
+    digests, vectors = {}, {}
+    for row in rows:
+        batch = task.collate([store[row]])
+        digests[row], vectors[row] = digest_of(batch), sum(stack.stored_lengths(batch.lengths or []))
     missing = list({digests[row]: row for row in rows if digests[row] not in cache}.values())
     missing.sort(key=store.length)
     size = cache.width * np.dtype(cache.kind).itemsize
-    positions = sum(sum(batches[row].lengths or [0]) for row in missing)
-    make_room(cache.folder, positions * size)
+    needed = size * sum(vectors[row] for row in missing)
+    make_room(cache.folder, needed)
 
     def computed() -> Iterator[tuple[bytes, Any]]:
         done, start = len(rows) - len(missing), 0
@@ -284,7 +288,8 @@ def fill(
             batch = task.collate([store[row] for row in chosen])
             assert batch.lengths is not None  # rows that are laid end to end have known lengths
             hidden = stack.prefix_of(forward, batch.to(device)).to(cache.torch_kind)
-            yield from zip([digests[row] for row in chosen], hidden.split(batch.lengths), strict=True)
+            pieces = hidden.split(stack.stored_lengths(batch.lengths))
+            yield from zip([digests[row] for row in chosen], pieces, strict=True)
             start = end
             done += len(chosen)
             progress(done)
@@ -292,10 +297,8 @@ def fill(
     if missing:
         cache.write(computed())
     prefix = Prefix(cache, digests)
-    taken = positions * size if missing else 0
-    every = sum(sum(batch.lengths or [0]) for batch in batches.values())
-    once = every * cache.seconds_per_position
-    return prefix, Filled(len(rows), len(rows) - len(missing), taken, time.monotonic() - began, once)
+    once = sum(vectors.values()) * cache.seconds_per_vector
+    return prefix, Filled(len(rows), len(rows) - len(missing), needed, time.monotonic() - began, once)
 
 
 def make_room(folder: Path, needed: int) -> None:

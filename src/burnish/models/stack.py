@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -76,7 +77,10 @@ class Passage:
     """By id, what was handed to a layer beside the hidden states, and the same without padding."""
 
     def enter(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the rows' hidden states [rows, positions, width] end to end: [1, all positions, width]."""
+        """Return the rows' hidden states [rows, positions, width] end to end: [1, all positions, width].
+
+        Where the frozen prefix is stored, what comes in is a stand-in, and what is stored comes out.
+        """
         rows, longest = self.shape = (hidden.shape[0], hidden.shape[1])
         if self.lengths is None:
             attention.set_segments([longest] * rows)
@@ -84,11 +88,12 @@ class Passage:
         if len(lengths) != rows or max(lengths) > longest:
             raise NotImplementedError("the rows reach the layers in another shape than they had")
         if sum(lengths) < rows * longest:
-            starts = range(0, rows * longest, longest)
-            pieces = [torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)]
             self.real = sum(lengths)
-            self.index = torch.cat([*pieces, torch.zeros(filler(lengths), dtype=torch.long)])
-            self.index = self.index.to(hidden.device, non_blocking=True)
+            places = np.zeros(self.real + filler(lengths), np.int64)
+            places[: self.real] = np.flatnonzero(np.arange(longest) < np.array(lengths)[:, None])
+            self.index = torch.from_numpy(places).to(hidden.device, non_blocking=True)
+        if self.stored is not None:
+            return nn.functional.pad(self.stored, (0, 0, 0, filler(lengths)))[None]
         return self.flat(hidden)[None]
 
     def leave(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -155,6 +160,10 @@ class Stack:
         """Whether rows are laid end to end; a caller decides it by `refusal`."""
         self.depth = 0
         """How many of the lowest layers are frozen together with all that lies below them, and can be replayed."""
+        self.output: str | None = None
+        """Which part of the backbone's output is replayed where all of the backbone is frozen; None: that of a layer."""
+        self.backbone: nn.Module | None = None if model.base_model is model else model.base_model
+        self._output_type: Any = None
         self.width, self.kind = 0, torch.float32
         """Size and type of what the frozen layers give for a position."""
         self._model = model
@@ -181,6 +190,10 @@ class Stack:
             for config in self._configs:
                 undo.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation_internal)
                 config._attn_implementation_internal = attention.NAME
+            if stored is not None and self.output is not None and lengths is not None:
+                undo.enter_context(self._without_backbone(lengths, stored))
+                yield
+                return
             undo.callback(setattr, self, "_passage", self._passage)
             self._passage = Passage(lengths, stored)
             idle = filler(lengths) if lengths is not None else 0
@@ -201,6 +214,24 @@ class Stack:
             for module in self._entry:
                 del module.forward
 
+    @contextmanager
+    def _without_backbone(self, lengths: Sequence[int], stored: torch.Tensor) -> Iterator[None]:
+        """Let the backbone return what is stored of its output, and a stand-in for the rest."""
+        rows, longest = len(lengths), max(lengths)
+        if self.output == "pooler_output":
+            hidden = stored.new_zeros(1).expand(rows, longest, stored.shape[-1])
+            found = self._output_type(last_hidden_state=hidden, pooler_output=stored)
+        else:
+            hidden = stored.new_zeros(rows, longest, stored.shape[-1])
+            hidden[torch.arange(longest) < torch.tensor(lengths)[:, None]] = stored
+            found = self._output_type(last_hidden_state=hidden)
+        assert self.backbone is not None  # it was found frozen
+        self.backbone.forward = lambda *args, **kwargs: found
+        try:
+            yield
+        finally:
+            del self.backbone.forward
+
     def _layer(self, index: int, *args: Any, **kwargs: Any) -> Any:
         passage = self._passage
         if passage is None:
@@ -209,7 +240,6 @@ class Stack:
         if index == 0:
             hidden = passage.enter(hidden)
         if passage.stored is not None and index < self.depth:
-            hidden = nn.functional.pad(passage.stored, (0, 0, 0, filler(passage.lengths or [1])))[None]
             out = (hidden,) if self._tuples else hidden
         else:
             rest = [passage.gather(value) for value in rest]
@@ -244,7 +274,12 @@ class Stack:
     # -- the frozen prefix -------------------------------------------------------------------------------------------
 
     def prefix_of(self, forward: Forward, batch: Batch) -> torch.Tensor:
-        """Return what the frozen prefix gives for the rows of a batch, laid end to end: [positions, width]."""
+        """Return what the frozen prefix gives for the rows of a batch, laid end to end: [positions, width].
+
+        Where a single vector of each row is stored, [rows, width].
+        """
+        if self.output is not None:
+            return self._backbone_of(forward, batch)
         self._stop = True
         try:
             with torch.no_grad(), self.rows(batch.lengths):
@@ -255,36 +290,75 @@ class Stack:
             self._stop = False
         raise NotImplementedError("the layers of the frozen prefix were not reached")
 
+    def stored_lengths(self, lengths: Sequence[int]) -> list[int]:
+        """Return how many vectors are stored of rows of these lengths."""
+        return [1] * len(lengths) if self.output == "pooler_output" else list(lengths)
+
+    def _backbone_of(self, forward: Forward, batch: Batch) -> torch.Tensor:
+        """Return what is stored of the backbone's output for the rows of a batch."""
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._output_type = type(output)
+            raise _Reached(output[self.output])
+
+        assert self.backbone is not None and batch.lengths is not None  # it was found frozen; rows have known lengths
+        handle = self.backbone.register_forward_hook(leave)
+        try:
+            with torch.no_grad(), self.rows(batch.lengths):
+                forward(batch)
+        except _Reached as reached:
+            if self.output == "pooler_output":
+                return reached.hidden
+            longest = reached.hidden.shape[1]
+            return reached.hidden[torch.arange(longest) < torch.tensor(batch.lengths)[:, None]]
+        finally:
+            handle.remove()
+        raise NotImplementedError("the frozen backbone was not reached")
+
     def find_prefix(self, forward: Forward, batch: Batch) -> str | None:
         """Set `depth` to what is frozen and can be replayed; return why it cannot be although layers are frozen.
 
         The model must be in the mode in which it trains.
         """
-        self.depth = 0
+        self.depth, self.output = 0, None
         if any(value.requires_grad for value in self.layers[0].parameters()):
             return None
+        if self.backbone is not None and not any(value.requires_grad for value in self.backbone.parameters()):
+            for self.output in ("pooler_output", "last_hidden_state"):
+                try:
+                    if self._replays(forward, batch) is None:
+                        self.depth = len(self.layers)
+                        return None
+                except (*_MISFITS, AssertionError):
+                    continue
+        self.output = None
         try:
             with self.rows(batch.lengths), self._seen() as seen:
-                first = forward(batch)
+                forward(batch)
             depth = sum(1 for output in seen.layers if not output.requires_grad)
             if not depth:
                 return "something below the frozen layers trains"
             self.depth, self._entry = depth, self._find_entry(seen)
-            draws = [self.prefix_of(forward, _seeded(batch, seed)) for seed in (1, 2)]
-            self.width, self.kind = draws[0].shape[-1], draws[0].dtype
-            if not torch.equal(*draws):
-                return self._without_prefix("the frozen layers draw random numbers")
-            torch.manual_seed(0)
-            with self.rows(batch.lengths):
-                first = forward(batch)
-            torch.manual_seed(0)
-            with self.rows(batch.lengths, draws[0]):
-                again = forward(batch)
-            if not torch.equal(first, again):
-                return self._without_prefix("layers above use more of the frozen ones than their output")
+            refusal = self._replays(forward, batch)
+            if refusal:
+                return self._without_prefix(refusal)
         except _MISFITS as error:
             return self._without_prefix(f"{type(self._model).__name__} cannot be replayed ({error})")
         return None
+
+    def _replays(self, forward: Forward, batch: Batch) -> str | None:
+        """Return why a replay of the prefix found is not bit-equal to computing it; None: it is."""
+        draws = [self.prefix_of(forward, _seeded(batch, seed)) for seed in (1, 2)]
+        self.width, self.kind = draws[0].shape[-1], draws[0].dtype
+        if not torch.equal(*draws):
+            return "the frozen layers draw random numbers"
+        torch.manual_seed(0)
+        with self.rows(batch.lengths):
+            first = forward(batch)
+        torch.manual_seed(0)
+        with self.rows(batch.lengths, draws[0]):
+            again = forward(batch)
+        return None if torch.equal(first, again) else "layers above use more of the frozen ones than their output"
 
     def _without_prefix(self, reason: str) -> str:
         self.depth, self._entry = 0, []
