@@ -75,7 +75,7 @@ class Log:
             "padding": round(result.padding, 4),
             "seconds": round(elapsed, 4),
             "waited_seconds": round(result.waited, 4),
-            "mfu": self._mfu(result.positions / max(elapsed, 1e-9)),
+            "mfu": self._mfu(result.positions / job.group.size / max(elapsed, 1e-9)),
             "peak_memory_bytes": peak_memory_bytes(job.device),
         }
         if result.non_finite:
@@ -85,7 +85,7 @@ class Log:
         self.show(line, state)
 
     def _mfu(self, rate: float) -> float | None:
-        """Return the share of the device's best that the model's own operations take, at a rate of positions a second."""
+        """Return the share of a device's best that the model's own operations take, at a rate of its positions a second."""
         return round(self.flops_per_position * rate / self.peak_flops, 4) if self.peak_flops else None
 
     def write(self, line: dict[str, Any]) -> None:
@@ -114,10 +114,11 @@ def speed(lines: list[dict[str, Any]]) -> dict[str, float | None]:
     steps = steps[5:] or steps
     seconds = sum(line["seconds"] for line in steps) or math.inf
     positions = sum(line["positions"] for line in steps)
+    computed = sum(line["positions"] / max(1e-4, 1 - line["padding"]) for line in steps if line["positions"])
     known = [line["mfu"] * line["seconds"] for line in steps if line["mfu"] is not None]
     return {
         "positions_per_second": round(positions / seconds, 1),
-        "padding": round(sum(line["padding"] * line["positions"] for line in steps) / max(1, positions), 4),
+        "padding": round(1 - positions / computed, 4) if computed else 0.0,
         "waited": round(sum(line["waited_seconds"] for line in steps) / seconds, 4),
         "mfu": round(sum(known) / seconds, 4) if known else None,
         "peak_memory_bytes": max((line["peak_memory_bytes"] for line in steps), default=0),
