@@ -94,15 +94,12 @@ class TextClassification(Task):
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch
 
-        longest = max(len(example["input_ids"]) for example in examples)
-        ids = torch.full((len(examples), longest), self._pad_id())
-        mask = torch.zeros(len(examples), longest, dtype=torch.long)
-        for row, example in enumerate(examples):
-            size = len(example["input_ids"])
-            ids[row, :size] = torch.from_numpy(example["input_ids"].astype(np.int64))
-            mask[row, :size] = 1
-        labels = torch.tensor([int(example["label"][0]) for example in examples])
         lengths = [len(example["input_ids"]) for example in examples]
+        real = np.arange(max(lengths)) < np.array(lengths)[:, None]
+        padded = np.full(real.shape, self._pad_id())
+        padded[real] = np.concatenate([example["input_ids"] for example in examples])
+        ids, mask = torch.from_numpy(padded), torch.from_numpy(real.astype(np.int64))
+        labels = torch.from_numpy(np.array([example["label"][0] for example in examples], np.int64))
         inputs = {"input_ids": ids, "attention_mask": mask}
         return Batch(inputs, {"labels": labels}, {"loss": len(examples)}, lengths)
 
