@@ -148,21 +148,32 @@ class RunFolder:
         """Return the lines of metrics.jsonl; a line that is torn or foreign is left out."""
         if not self.log.is_file():
             return []
-        lines = []
-        for text in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and "step" in line:
-                lines.append(line)
-        return lines
+        found = (_log_line(text) for text in self.log.read_bytes().splitlines())
+        return [line for line in found if line is not None]
 
     def truncate_log(self, step: int) -> None:
-        """Drop the lines after `step`: a continued run writes them again."""
-        if self.log.is_file():
-            kept = [line for line in self.log_lines() if line["step"] <= step]
-            write_atomic(self.log, "".join(json.dumps(line) + "\n" for line in kept))
+        """Drop the lines after `step`, and a torn one at the end: a continued run writes them again."""
+        if not self.log.is_file():
+            return
+        content = self.log.read_bytes()
+        end = content.rfind(b"\n") + 1
+        while end:
+            start = content.rfind(b"\n", 0, end - 1) + 1
+            line = _log_line(content[start:end])
+            if line is not None and line["step"] <= step:
+                break
+            end = start
+        if end < len(content):
+            os.truncate(self.log, end)
+
+
+def _log_line(text: bytes) -> dict[str, Any] | None:
+    """Return a line of metrics.jsonl, or None if it is torn or foreign."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and "step" in line else None
 
 
 _FILES = {
