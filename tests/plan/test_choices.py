@@ -192,7 +192,7 @@ def test_arrangement(
 @pytest.mark.parametrize(
     ("freeze", "length", "line"),
     [
-        ({"layers": 1}, "2 epochs", "frozen layers of the train rows: "),
+        ({"layers": 1}, "2 epochs", " train rows: 0% were there, "),
         ({"layers": 1}, "1 epochs", "frozen layers: not stored, since every row is seen once"),
         ({"layers": 1, "cache": "off"}, "2 epochs", "frozen layers: computed in every step; freeze.cache is off"),
         ({}, "2 epochs", None),
@@ -210,9 +210,9 @@ def test_cache(
     said = [text.partition("  ")[2] for text in session.folder.text_log.read_text().splitlines()]
     found = [text for text in said if text.startswith("frozen layers")]
     assert len(found) == (0 if line is None else 2 if "train rows" in line else 1)
-    assert line is None or found[0].startswith(line)
+    assert line is None or line in found[0]
     if line and "train rows" in line:
-        assert all(word in found[0] for word in ("rows, 0% were there", "stored in", "saved"))
+        assert all(word in found[0] for word in ("stored in", "saved"))
 
 
 # -- checkpoints in the background -------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def inputs(lengths: tuple, kind: torch.dtype = torch.float32, device: str = "cpu
 
 
 def distances(found: tuple, wanted: tuple) -> list[float]:
-    return [float((f.double() - w.double()).norm() / w.double().norm()) for f, w in zip(found, wanted, strict=True)]
+    return [float(((f - w.double()).norm() / w.double().norm()).detach()) for f, w in zip(found, wanted, strict=True)]
 
 
 def compared(lengths: tuple, rule: Rule, kind: torch.dtype, compute, device: str = "cpu") -> list[float]:
