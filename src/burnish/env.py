@@ -111,7 +111,7 @@ PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA GH200": 989e
 def peak_flops(device: str, precision: str) -> float | None:
     """Return the operations a second the device does at best: published for known GPUs, measured on a processor.
 
-    The measurement is the best of a few products of 1,024 x 1,024 matrices with the threads in use; None: not known.
+    The measurement is the best of a few products of 512 x 512 matrices with the threads in use; None: not known.
     """
     import torch
 
@@ -120,7 +120,7 @@ def peak_flops(device: str, precision: str) -> float | None:
         return next((peak for start, peak in PEAK_FLOPS.items() if name.startswith(start)), None)
     if device != "cpu":
         return None
-    size = 1024
+    size = 512
     left = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     best = math.inf
     for _ in range(4):

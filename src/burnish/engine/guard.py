@@ -97,7 +97,6 @@ def resources(folder: Path) -> Iterator[None]:
 @contextmanager
 def held_garbage() -> Iterator[None]:
     """Keep Python's collector from stopping steps at random: what lives already is left alone, `sweep` does the rest."""
-    gc.collect()
     gc.freeze()
     gc.disable()
     try:

@@ -228,7 +228,7 @@ class Save:
 
 def sweep(job: Job, state: State, result: StepResult | None) -> None:
     """Collect garbage now and then, between steps."""
-    if state.step % SWEEP_EVERY == 0:
+    if result is not None and state.step % SWEEP_EVERY == 0:
         gc.collect()
 
 
