@@ -16,10 +16,11 @@ from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokeni
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit
 from burnish.engine.guard import StopSignal
-from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save, speed, sweep
+from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save, sweep
 from burnish.engine.loop import Hook, Job, State, train
 from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of
 from burnish.engine.profile import Profile
+from burnish.engine.rates import speed
 from burnish.env import cache_dir, describe, keep_freed_memory, peak_flops, versions
 from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score, sound_metrics
@@ -48,12 +49,13 @@ from burnish.plan.derive import (
     memory_of,
     refuse_what_cannot_fit,
 )
+from burnish.plan.show import end_rows, plan_rows, profile_rows
 from burnish.report.card import render_card
 from burnish.report.page import render_report
 from burnish.run import RunFolder, replace_folder, write_atomic, write_json
 from burnish.task import Task
 from burnish.terminal import StepNote, Terminal
-from burnish.units import Duration, readable_bytes, readable_count, readable_seconds
+from burnish.units import Duration
 
 
 class Session:
@@ -231,44 +233,8 @@ class Session:
 
     def show_plan(self) -> None:
         """Print what will happen and why."""
-        plan, why, config = self.plan, self.plan.why, self.config
-        data = plan.data
-        share = plan.model["trainable"] / plan.model["parameters"]
-        rows = [
-            ("run", str(self.folder), ""),
-            ("model", plan.model["summary"], f"from {config.model.path or f'scratch, preset {config.model.preset}'}"),
-            ("trains", f"{plan.model['trainable']:,} of {plan.model['parameters']:,} parameters ({share:.1%})", ""),
-            (
-                "data",
-                ", ".join(f"{count:,} {split}" for split, count in data["rows"].items()) + " rows",
-                f"{data['examples']['train']:,} training examples of {data['tokens']['train']:,} tokens",
-            ),
-            ("length", f"{plan.total_steps:,} steps", why.get("total_steps", "")),
-            ("batch", f"{config.train.batch} rows, {plan.micro_batch} at once", why.get("micro_batch", "")),
-            ("sequence", f"{plan.sequence} tokens", why.get("sequence", "")),
-            ("optimizer", f"{config.optim.name}, peak learning rate {plan.lr:g}", why.get("lr", "")),
-            ("schedule", f"{config.schedule.name}, {plan.warmup_steps} steps of warm-up", self._preview()),
-            (
-                "evaluation",
-                f"every {plan.evaluate_every} steps on {plan.evaluate_rows:,} rows",
-                why.get("evaluate_rows", ""),
-            ),
-            (
-                "rows",
-                plan.arrangement or "end to end or padded",
-                why.get("arrangement", "tried when the model is built"),
-            ),
-            ("precision", plan.precision, why.get("precision", "")),
-            ("compiled", "yes" if plan.compile else "no", why.get("compile", "")),
-            ("recomputed", plan.recompute, why.get("recompute", "")),
-            ("device", self._where(), why.get("device", "")),
-            (
-                "memory",
-                ", ".join(f"{name} {readable_bytes(size)}" for name, size in plan.memory.items()),
-                f"{readable_bytes(sum(plan.memory.values()))} before activations",
-            ),
-            ("exactness", limits_of_exactness(self.model_config), ""),
-        ]
+        plan = self.plan
+        rows = plan_rows(plan, self.config, str(self.folder), limits_of_exactness(self.model_config))
         if self.task.cuts_long_rows():
             cut = int((self.stores["train"].lengths() >= plan.sequence).sum())
             if cut:
@@ -279,14 +245,6 @@ class Session:
             rows.insert(4, ("broken rows", f"{len(self.splits.broken)} skipped", f"{first.where}: {first.reason}"))
         title = "Resuming" if self.resuming else "Plan"
         self.terminal.facts(f"{title}: {self.task_class.name}", rows)
-
-    def _where(self) -> str:
-        ranks = self.config.parallel.ranks
-        return (f"{ranks} ranks of " if ranks > 1 else "") + f"{self.plan.device}, {self.plan.threads} threads"
-
-    def _preview(self) -> str:
-        plan = self.plan
-        return Schedule(self.config.schedule, plan.total_steps, plan.warmup_steps).preview(48)
 
     def build(self) -> None:
         """Make the model, freshly or from its weights, and try how it can be computed.
@@ -398,9 +356,8 @@ class Session:
 
     def _show_profile(self, found: dict[str, Any]) -> None:
         write_json(self.folder.profile, found)
-        rows = [(name, f"{share:.1%}", "") for name, share in found["parts"].items()]
-        rows += [("operator", f"{share:.1%}", name) for name, share in found["operators"].items()]
-        self.terminal.facts(f"Where {found['steps']} steps of {found['seconds'] * 1000:.0f} ms each went", rows)
+        title = f"Where {found['steps']} steps of {found['seconds'] * 1000:.0f} ms each went"
+        self.terminal.facts(title, profile_rows(found))
 
     def _steps(self, every: Duration) -> int:
         store = self.stores["train"]
@@ -594,7 +551,9 @@ class Session:
         write_atomic(folder.report, render_report(folder))
         write_atomic(folder.card, render_card(folder))
         write_json(folder.metrics, metrics)
-        self._show_end(metrics)
+        self.terminal.facts("Done", end_rows(metrics))
+        self.terminal.say(f"report  {folder.report}")
+        self.terminal.say(f'use it  burnish predict {folder} "..."')
 
     def _export(self) -> None:
         target = self.folder.model
@@ -603,24 +562,6 @@ class Session:
             self.job.model.save_pretrained(str(temporary))
         self.task.tokenizer.save_pretrained(str(temporary))
         replace_folder(temporary, target)
-
-    def _show_end(self, metrics: dict[str, Any]) -> None:
-        rows = []
-        for split in ("validation", "test"):
-            for name, value in metrics.get(split, {}).items():
-                low, high = metrics["intervals"][split][name]
-                rows.append((f"{split} {name}", f"{value:.4f}", f"95 % interval {low:.4f} to {high:.4f}"))
-        rows.append(
-            ("time", readable_seconds(metrics["seconds"]), f"{readable_count(metrics['targets'])} targets learned from")
-        )
-        found = metrics["speed"]
-        shares = {name: found[name] for name in ("padding", "waited", "mfu") if found[name] is not None}
-        note = ", ".join([f"{'MFU' if name == 'mfu' else name} {share:.1%}" for name, share in shares.items()])
-        note += f", peak memory {readable_bytes(found['peak_memory_bytes'])}"
-        rows.append(("speed", f"{readable_count(found['positions_per_second'])} tokens/s", note))
-        self.terminal.facts("Done", rows)
-        self.terminal.say(f"report  {self.folder.report}")
-        self.terminal.say(f'use it  burnish predict {self.folder} "..."')
 
 
 class _StopAsked(Exception):

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from burnish.engine import hooks
-from burnish.engine.hooks import Log, speed
+from burnish.engine.hooks import Log
 from burnish.engine.loop import State, StepResult
+from burnish.engine.rates import speed
 from burnish.models.stack import filler
 from burnish.run import RunFolder
 from burnish.session import Session
