@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -32,6 +33,8 @@ def place(tmp_path: Path, assets: dict[str, Path], reviews_file: Path, text_file
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "reviews.csv").write_bytes(reviews_file.read_bytes())
     (tmp_path / "more.csv").write_bytes(reviews_file.read_bytes())
+    pairs = [{"question": f"Who goes {place}?", "answer": "The old king."} for place in range(40)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (tmp_path / "book.txt").write_bytes(text_file.read_bytes())
     return tmp_path
 

@@ -228,7 +228,9 @@ class Holdout:
                 self.thresholds[label] = positions[cut] if cut < len(positions) else 1.0
 
     def _position(self, row: Row) -> float:
-        key = str(row.values[self.group]) if self.group else row.values["text"].strip()
+        # Answers to one prompt stay together: seeing one of them in training would give the others away.
+        content = row.values.get("prompt", row.values["text"])
+        key = str(row.values[self.group]) if self.group else str(content).strip()
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
     def takes(self, row: Row) -> bool:
