@@ -50,9 +50,10 @@ def accumulate(
     total = torch.zeros((), device=device)
     for index, batch in enumerate(batches):
         seed_device(device, (seed * 1_000_003 + index * group.size + group.rank) % 2**63)
+        batch = batch.to(device)
         with arranged(stack, batch):
             with span("burnish: forward"):
-                sums = task.loss(model, batch.to(device))
+                sums = task.loss(model, batch)
             loss = sum(value / weights[term] for term, value in sums.items() if weights[term])
             if isinstance(loss, torch.Tensor):  # a step without any target adds nothing
                 loss = loss * 0 if batch.idle else loss

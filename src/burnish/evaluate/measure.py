@@ -52,8 +52,9 @@ def score(
             rows_now = [int(row) for row in order[start : start + batch * group.size]]
             own = rows_now[group.rank :: group.size]
             piece = collate(store, task, own or rows_now[:1], prefix)  # every rank computes each time, to keep step
+            piece = piece.to(device)
             with arranged(stack, piece):
-                records = task.score(model, piece.to(device))
+                records = task.score(model, piece)
             if own:
                 parts.append({"index": np.asarray(piece.rows), **records})
             done += len(rows_now)

@@ -73,17 +73,17 @@ class Layout:
         """Return [1, heads, positions, width] with the filled-up positions, copies of real ones in the idle places."""
         if self.index is None:
             return tensor
-        return tensor[0].transpose(0, 1).index_select(0, self.index).transpose(0, 1)[None]
+        return tensor[0].transpose(0, 1).index_select(0, self.index.to(tensor.device)).transpose(0, 1)[None]
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return [1, heads, filled-up positions, width] without the idle places."""
         if self.back is None:
             return tensor
-        return tensor[0].transpose(0, 1).index_select(0, self.back).transpose(0, 1)[None]
+        return tensor[0].transpose(0, 1).index_select(0, self.back.to(tensor.device)).transpose(0, 1)[None]
 
     def zero_idle(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a spread tensor with zeros in the idle places."""
-        return tensor if self.idle is None else tensor.index_fill_(2, self.idle, 0)
+        return tensor if self.idle is None else tensor.index_fill_(2, self.idle.to(tensor.device), 0)
 
 
 @dataclass(frozen=True)
