@@ -2,7 +2,7 @@
 
 A folder `prefix/KEY` in the cache holds parts; each part is a folder with the rows' hidden states laid end to end
 (`values.bin`), and for each row a digest of what the model sees of it, its length and a checksum (`rows.npz`). A part
-appears by one rename and never changes. KEY names the frozen weights, the depth, the arithmetic and the versions, so that
+appears by one rename and never changes. KEY names the frozen weights, the depth, the arithmetic, the threads and the versions, so that
 another learning rate or seed finds the same folder, and another model or tokenizer never does.
 """
 
@@ -50,12 +50,11 @@ def key_of(stack: Stack, model: Any, precision: str) -> str:
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not value.requires_grad and id(value) not in above:
             content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_BELOW}
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
-    return fingerprint(
-        "prefix 1", content.hexdigest(), config, stack.depth, stack.output, precision, used, str(model.device.type)
-    )
+    where = [str(model.device.type), torch.get_num_threads()]  # the last bits depend on both
+    return fingerprint("prefix 1", content.hexdigest(), config, stack.depth, stack.output, precision, used, where)
 
 
 #: Settings of a model's head, which what lies below does not depend on.
