@@ -2,8 +2,8 @@
 
 A folder `prefix/KEY` in the cache holds parts; each part is a folder with the rows' hidden states laid end to end
 (`values.bin`), and for each row a digest of what the model sees of it, its length and a checksum (`rows.npz`). A part
-appears by one rename and never changes. KEY names the frozen weights, the depth, the arithmetic, the threads and the versions, so that
-another learning rate or seed finds the same folder, and another model or tokenizer never does.
+appears by one rename and never changes. KEY names the frozen weights, the depth, the arithmetic, the threads and the
+versions, so that another learning rate or seed finds the same folder, and another model or tokenizer never does.
 """
 
 from __future__ import annotations
