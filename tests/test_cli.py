@@ -258,3 +258,16 @@ def test_a_folder_with_other_files_is_left_alone(here: Path, trial_cli) -> None:
     done = trial_cli([*LM, "--data.train", "book.txt", "--run.dir", "photos"], here)
     _refused(done, "holds other files")
     assert [path.name for path in (here / "photos").iterdir()] == ["cat.png"]
+
+
+def test_on_and_off_in_a_recipe_are_words(tmp_path: Path) -> None:
+    """YAML 1.1 would make truth values of them."""
+    from burnish.config import Config, parse, read_recipe
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train: {compile: off, packing: off}\nfreeze: {cache: OFF}\ndata: {stratify: true}\n")
+    config = parse(read_recipe(recipe), Config, "recipe")
+    assert (config.train.compile, config.train.packing, config.freeze.cache) == ("off", "off", "off")
+    assert config.data.stratify is True
+    assert parse({"freeze": {"cache": "on"}}, Config, "x").freeze.cache == "auto"
+    assert parse({"freeze": {"cache": "Cache/On"}}, Config, "x").freeze.cache == "Cache/On"

@@ -6,12 +6,13 @@ A recipe is a YAML file of these groups. A group given a plain value sets its fi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from burnish.errors import UserError, nearest
 from burnish.units import DurationText, ShareText
@@ -19,6 +20,12 @@ from burnish.units import DurationText, ShareText
 
 def _to_tuple(value: object) -> object:
     return (value,) if isinstance(value, str | Path) else value
+
+
+def _cache_word(value: str) -> str:
+    """Return where frozen layers are kept; `on`, `Off` and the like are words, not folders of that name."""
+    word = {"on": "auto", "true": "auto", "none": "off", "no": "off", "false": "off"}.get(value.lower(), value.lower())
+    return word if word in ("auto", "off") else value
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]
@@ -86,7 +93,7 @@ class FreezeSettings(Settings):
     """The embeddings and this many of the lowest layers; `all` is the whole backbone, so only the head trains."""
     pattern: Texts = ()
     """Parameters whose name matches one of these patterns (`*` matches anything)."""
-    cache: str = "auto"
+    cache: Annotated[str, AfterValidator(_cache_word)] = "auto"
     """Keep what the frozen layers give for each row, so that they are computed once: auto, off, or a folder for it."""
 
 
@@ -309,7 +316,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML without aliases (they can blow up in memory), duplicate keys, or surprises in numbers (1e-3 is one)."""
+    """YAML without aliases (they can blow up in memory), duplicate keys, or surprises: 1e-3 is a number, `off` a word."""
+
+    # As in YAML 1.2: only true and false are truth values, for on and off are settings here.
+    yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -323,6 +336,9 @@ class _RecipeLoader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"the key {key.value!r} stands twice (line {key.start_mark.line + 1})")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
 
 
 def parse(values: Mapping[str, Any], cls: type[Config], origin: str) -> Config:
