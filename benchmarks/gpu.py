@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
         say("make bench-gpu needs an NVIDIA GPU that torch can use; nothing was measured.")
         return 1
     os.chdir(ROOT)
-    for script, *names in (["assets.py", "shakespeare"], ["peers.py"]):
+    for script, *names in (["assets.py", "shakespeare"], ["bench_environments.py"]):
         subprocess.run([sys.executable, Path("scripts") / script, *names], check=True, stdout=sys.stderr)
     command, device = " ".join(["python -m benchmarks.gpu", *arguments]), torch.cuda.get_device_name()
     measured = []

@@ -150,7 +150,7 @@ def measure_speed(name: str, *, seeds: int, quick: bool) -> list[Result]:
     """Return the results of a work of the speed benchmark, the peers' environment made first; small if `quick`."""
     if quick:
         return speed.measure(speed.WORKS[name].shrunk(), seeds, say)
-    subprocess.run([sys.executable, ROOT / "scripts" / "peers.py"], check=True, stdout=sys.stderr)
+    subprocess.run([sys.executable, ROOT / "scripts" / "bench_environments.py"], check=True, stdout=sys.stderr)
     return speed.measure(speed.WORKS[name], seeds, say)
 
 

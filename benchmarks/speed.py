@@ -23,7 +23,7 @@ from benchmarks.page import Result
 from benchmarks.rows import ROOT
 from benchmarks.speed_rows import Data, make
 
-PEERS = ROOT / ".bench-venv"
+PEERS, OURS = ROOT / ".bench-venv", ROOT / ".bench-own-venv"
 Settings = dict[str, dict[str, Any]]
 
 
@@ -282,7 +282,6 @@ def run(folder: Path, name: str, work: Work) -> Result:
 
 
 def start(work: Work, side: Side, module: str, *arguments: Any) -> Result:
-    """Run a module in a process of its own: peers in their own environment where it was made."""
-    python = PEERS / "bin" / "python"
-    own = side.is_peer and python.is_file()
-    return run_child(module, *arguments, threads=1, python=python if own else Path(sys.executable))
+    """Run a module in a process of its own, in the environment of its side where `make bench` made it."""
+    python = (PEERS if side.is_peer else OURS) / "bin" / "python"
+    return run_child(module, *arguments, threads=1, python=python if python.is_file() else Path(sys.executable))

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from burnish.config import Config, config_class, differences, merge, normalise, parse, read_recipe
-from burnish.env import machine, versions
+from burnish.env import load_torch, machine, versions
 from burnish.errors import UserError
 from burnish.run import RunFolder, folder_name
 from burnish.task import Task, find_task, registry
@@ -203,6 +203,7 @@ def _remove_if_nothing_began(folder: RunFolder) -> None:
 
 
 def _train(config: Config, task_class: type[Task], folder: RunFolder, terminal: Terminal) -> None:
+    load_torch()
     from burnish.engine.guard import StopSignal, resources, torch_settings_restored
     from burnish.parallel.launch import ranks
     from burnish.session import Session
@@ -240,6 +241,7 @@ def evaluate(
     Raises:
         UserError: the target or the data cannot be used.
     """
+    load_torch()
     from burnish.inference import open_model
 
     rows: Any = data
@@ -271,6 +273,7 @@ def predict(
     Raises:
         UserError: the target or an input cannot be used.
     """
+    load_torch()
     from burnish.data.rows import texts_of
     from burnish.inference import open_model
 

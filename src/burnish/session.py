@@ -50,8 +50,6 @@ from burnish.plan.derive import (
     refuse_what_cannot_fit,
 )
 from burnish.plan.show import end_rows, plan_rows, profile_rows
-from burnish.report.card import render_card
-from burnish.report.page import render_report
 from burnish.run import RunFolder, replace_folder, write_atomic, write_json
 from burnish.task import Task
 from burnish.terminal import StepNote, Terminal
@@ -514,6 +512,9 @@ class Session:
 
     def finish(self) -> None:
         """Write `model/`, the final figures, the report and the card; `metrics.json` last, which makes the run finished."""
+        from burnish.report.card import render_card  # here: the first step need not wait for them
+        from burnish.report.page import render_report
+
         folder, state = self.folder, self.state
         step = state.step
         if self.job.group.size > 1:  # the ranks have parted: put the model together from what they saved
