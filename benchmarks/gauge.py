@@ -66,10 +66,11 @@ class Gauge:
 def resident(name: str) -> int:
     """Return the bytes in memory of this process, now (VmRSS) or at most (VmHWM); 0 where the system does not say."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        with open("/proc/self/status", "rb", buffering=0) as handle:
+            found = handle.read().partition(name.encode() + b":")[2]
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), 0)
+    return int(found.split(maxsplit=1)[0]) * 1024 if found else 0
 
 
 def _cuda() -> Any:

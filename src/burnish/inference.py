@@ -68,7 +68,7 @@ class Opened:
         self.stack = None
         if self.run and self._stored("arrangement") == "packed":  # tried when the run began
             self.stack = Stack(self.model)
-            self.stack.packed = True
+            self.stack.packed, self.stack.reads = True, self._stored("reads")
         self.task = self.task_class(self.config.task, load_tokenizer(folder), self._facts(model_config))
         self.task.check(self.model)
         if self.precision == "bf16":

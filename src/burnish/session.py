@@ -267,18 +267,15 @@ class Session:
         self.task.check(model)
         self.fit = fit = Fit(model, self.task, self.stores["train"], plan.device)
         if not plan.arrangement:
-            plan.arrangement, plan.why["arrangement"] = fit.arrangement(config.train.packing)
+            plan.arrangement, plan.why["arrangement"] = fit.arrangement(config.train.packing, plan.compile)
             refusal = fit.refuses_bf16() if plan.precision == "bf16" and config.train.precision == "auto" else None
+            plan.reads = fit.stack.reads if fit.stack else None
             if refusal:
                 plan.precision, plan.why["precision"] = "fp32", f"the model does not compute in bfloat16: {refusal}"
         if fit.stack is not None:
-            fit.stack.packed = plan.arrangement == "packed"
+            fit.stack.packed, fit.stack.reads = plan.arrangement == "packed", plan.reads
             if plan.compile:
-                # Beside the checkpoints, so that a run that goes on finds what it compiled.
-                # torch names its own torchinductor_USER.
-                if Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_")).name.startswith("torchinductor_"):
-                    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder.compiled.resolve())
-                fit.stack.compile()
+                fit.stack.compile(self.folder.compiled)
             fit.stack.recompute(plan.recompute)
 
     # -- begin ---------------------------------------------------------------------------------------------------
@@ -512,8 +509,7 @@ class Session:
 
     def finish(self) -> None:
         """Write `model/`, the final figures, the report and the card; `metrics.json` last, which makes the run finished."""
-        from burnish.report.card import render_card  # here: the first step need not wait for them
-        from burnish.report.page import render_report
+        from burnish.report import card, page  # here: the first step need not wait for them
 
         folder, state = self.folder, self.state
         step = state.step
@@ -549,8 +545,8 @@ class Session:
         metrics["intervals"] = ranges
         figures += self.task.samples(self.job.model, self.config.generate)
         write_json(folder.figures, {"metrics": metrics, "figures": figures})
-        write_atomic(folder.report, render_report(folder))
-        write_atomic(folder.card, render_card(folder))
+        write_atomic(folder.report, page.render_report(folder))
+        write_atomic(folder.card, card.render_card(folder))
         write_json(folder.metrics, metrics)
         self.terminal.facts("Done", end_rows(metrics))
         self.terminal.say(f"report  {folder.report}")

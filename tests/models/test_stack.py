@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from burnish.models.logits import loss_sum, whole_logits
 from burnish.models.stack import Stack
@@ -129,6 +130,69 @@ def test_unknown_arguments_are_refused_by_name() -> None:
 def test_every_family_goes_the_way_the_page_says() -> None:
     """A family that falls back unnoticed fails here; a wanted change is written by `make docs`."""
     assert families.PAGE.read_text(encoding="utf-8") == families.page()
+
+
+# -- only what is read of the last layer --------------------------------------------------------------------------------
+
+READ = [("bert", "first"), ("roberta", "first"), ("modernbert", "first"), ("gpt2", "last"), ("llama", "last"),
+        ("qwen3", "last"), ("gemma2", "last"), ("mistral", "last")]  # fmt: skip
+
+
+def classifier(family: str) -> tuple[Any, Stack, Callable[[Batch], torch.Tensor]]:
+    model = families.made(CLASSIFIER, family)
+    model.eval()
+    return model, Stack(model), lambda batch: model(**batch.inputs).logits.float().square().sum()
+
+
+@pytest.mark.parametrize(("family", "place"), READ)
+def test_the_last_layer_computes_only_what_the_head_reads_with_the_same_gradient(family: str, place: str) -> None:
+    model, stack, forward = classifier(family)
+    alone = gradient(model, lambda: torch.stack([loss_of(model, CLASSIFIER, [row]) for row in ROWS]).sum())
+    assert stack.find_read(forward, families.batch_of(ROWS)) == place
+    seen: list[int] = []
+    last = [module for module in stack.layers[-1].modules() if isinstance(module, (torch.nn.Linear, Conv1D))][-1]
+    handle = last.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
+    with stack.rows(families.LENGTHS):
+        together = gradient(model, lambda: loss_of(model, CLASSIFIER, ROWS))
+    handle.remove()
+    assert distance(together, alone) <= TOLERANCE
+    assert seen == [len(ROWS)]
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_the_wrong_position_fails_the_same_test(place: str) -> None:
+    family = {"first": "llama", "last": "bert"}[place]
+    model, stack, _ = classifier(family)
+    alone = gradient(model, lambda: torch.stack([loss_of(model, CLASSIFIER, [row]) for row in ROWS]).sum())
+    stack.reads = place
+    with stack.rows(families.LENGTHS):
+        together = gradient(model, lambda: loss_of(model, CLASSIFIER, ROWS))
+    assert distance(together, alone) > 100 * TOLERANCE
+
+
+def test_a_head_that_reads_all_positions_gets_all() -> None:
+    model, stack, forward = classifier("modernbert")
+    model.config.classifier_pooling = "mean"
+    assert stack.find_read(forward, families.batch_of(ROWS)) is None
+    model, stack, _ = families.made(LM, "llama"), None, None
+    stack = Stack(model)
+    assert stack.find_read(lambda batch: model(**batch.inputs).logits.square().sum(), families.batch_of(ROWS)) is None
+
+
+def test_a_head_of_zeros_hides_nothing() -> None:
+    """Its loss is the same whatever it reads; what it reads shows all the same."""
+    model, stack, forward = classifier("modernbert")
+    torch.nn.init.zeros_(model.classifier.weight)
+    assert stack.find_read(forward, families.batch_of(ROWS)) == "first"
+    model.config.classifier_pooling = "mean"
+    assert stack.find_read(forward, families.batch_of(ROWS)) is None
+
+
+def test_rows_of_one_position_tell_nothing() -> None:
+    _, stack, forward = classifier("bert")
+    ids = torch.tensor([[5], [6]])
+    batch = Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {}, {}, [1, 1])
+    assert stack.find_read(forward, batch) is None
 
 
 # -- the frozen prefix -------------------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from burnish.ops import attention
-from burnish.ops.attention import Rule, Segments
+from burnish.ops.attention import BACKWARD, FORWARD, Rule, Segments
 
 TOLERANCE = 2e-6
 """Relative L2 of output and gradients, float32 against float64."""
 BF16 = 2e-2
 
-ROWS = [(5, 5, 9, 3), (300,), (7, 400, 400), tuple(range(3, 40))]
+ROWS = [(5, 5, 9, 3), (31, 31, 31), (300,), (7, 400, 400), tuple(range(3, 40))]
 RULES = [
     Rule(True, 0.2),
     Rule(False, 0.2),
@@ -84,12 +84,19 @@ def test_the_operator_for_compiled_code_is_the_same(rule: Rule) -> None:
 
 def test_rows_of_like_length_share_a_call_where_that_costs_less() -> None:
     lengths = tuple(range(3, 40))
-    layout = Segments(lengths).filled
+    layout = Segments(lengths).filled(BACKWARD)
     assert 1 < len(layout.groups) < 12
     spread = sum(group.count * group.length for group in layout.groups)
     assert sum(lengths) < spread < 1.4 * sum(lengths)
-    assert len(Segments((500, 1000)).filled.groups) == 2  # filling up would cost more than a call
-    assert Segments((7, 7)).filled.index is None
+    assert len(Segments((500, 1000)).filled(BACKWARD).groups) == 2  # filling up would cost more than a call
+    assert Segments((7, 7)).filled(BACKWARD).index is None
+
+
+def test_rows_are_filled_up_to_what_the_kernel_takes_at_once() -> None:
+    (group,) = Segments((31, 31)).filled(FORWARD).groups
+    assert (group.length, group.lengths) == (32, (31, 31))
+    assert Segments((17, 17)).filled(FORWARD).index is None  # one key left over costs less than 15 empty ones
+    assert Segments((32, 32)).filled(FORWARD).index is None
 
 
 @pytest.mark.gpu

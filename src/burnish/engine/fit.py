@@ -38,21 +38,24 @@ class Fit:
         """Return the summed loss of a batch."""
         return torch.stack(list(self.task.loss(self.model, batch).values())).sum()
 
-    def arrangement(self, wish: str) -> tuple[str, str]:
-        """Return packed or padded, and why.
+    def arrangement(self, wish: str, compiled: bool) -> tuple[str, str]:
+        """Return packed or padded, and why; let the stack find what is read of it.
 
         Args:
             wish: "auto", or "off" for padded.
+            compiled: the layers will be; the last one is then computed for all positions.
         """
         if wish == "off":
             return "padded", "rows of like length together; train.packing is off"
         training = self.model.training
         self.model.eval()
         refusal = self.stack.refusal(self.forward, self.together, self.alone) if self.stack else self.no_stack
+        reads = self.stack.find_read(self.forward, self.together) if self.stack and not (refusal or compiled) else None
         self.model.train(training)
         if refusal:
             return "padded", f"rows of like length together; end to end this model does not take them: {refusal}"
-        return "packed", "end to end without padding; tried: each row comes out as it does alone"
+        only = f"; the last layer computes each row's {reads} position only, all that is read" if reads else ""
+        return "packed", f"end to end without padding; tried: each row comes out as it does alone{only}"
 
     def refuses_bf16(self) -> str | None:
         """Return why the model does not compute with weights in bfloat16; None: it does."""

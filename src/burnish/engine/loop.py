@@ -20,6 +20,7 @@ from burnish.engine.guard import (
     held_garbage,
     memory_watched,
 )
+from burnish.engine.spans import span
 from burnish.engine.step import accumulate, clip
 from burnish.errors import GuardError
 from burnish.models.freeze import set_training_mode
@@ -167,12 +168,10 @@ def train(job: Job, state: State, hooks: list[Hook]) -> State:
 
 
 def _train(job: Job, state: State, hooks: list[Hook]) -> State:
-    from torch.profiler import record_function as span
-
     batches = job.loader.steps(state.step, job.total_steps)
     result: StepResult | None = None
     while True:
-        with span("burnish: between steps"):
+        with span("between steps"):
             for hook in hooks:
                 hook(job, state, result)
         if state.step >= job.total_steps or state.ended:
@@ -180,7 +179,7 @@ def _train(job: Job, state: State, hooks: list[Hook]) -> State:
         if not job.model.training:  # at first, and after an evaluation
             set_training_mode(job.model, job.frozen)
         began = time.monotonic()
-        with span("burnish: wait for rows"):
+        with span("wait for rows"):
             micro_batches = next(batches)
         waited = time.monotonic() - began
         factor = job.schedule.factor(state.step)
@@ -205,7 +204,7 @@ def _train(job: Job, state: State, hooks: list[Hook]) -> State:
                     batches, result = job.loader.steps(state.step, job.total_steps), None
                     continue
         elif not passed_over:
-            with span("burnish: update"):
+            with span("update"):
                 job.writer.copied()
                 job.optimizers.step()
                 job.weights.publish()

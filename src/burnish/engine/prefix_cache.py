@@ -30,7 +30,7 @@ from burnish.task import Batch, Task
 from burnish.units import readable_bytes, readable_seconds
 
 #: Positions computed at once when the cache is filled: enough for the matrix products, few enough for memory.
-POSITIONS_AT_ONCE = 4096
+POSITIONS_AT_ONCE = 2048
 #: Share of the free disk that what is stored at once may take; other caches make way for it.
 MOST_DISK = 0.5
 #: What a process writes and nothing has touched for so long was left by one that is dead.
@@ -54,7 +54,9 @@ def key_of(stack: Stack, model: Any, precision: str) -> str:
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_BELOW}
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
     where = [str(model.device.type), torch.get_num_threads()]  # the last bits depend on both
-    return fingerprint("prefix 1", content.hexdigest(), config, stack.depth, stack.output, precision, used, where)
+    return fingerprint(
+        "prefix 1", content.hexdigest(), config, stack.depth, stack.output, stack.reads, precision, used, where
+    )
 
 
 #: Settings of a model's head, which what lies below does not depend on.

@@ -16,7 +16,7 @@ _OPERATORS = 12
 class Profile:
     """Measures some steps soon after the start, and hands over what it found.
 
-    Parts are the spans that loop and step mark with `torch.profiler.record_function("burnish: ...")`; what lies between
+    Parts are the spans that loop and step mark with `span`; what lies between
     them is `rest`. Operators count only their own time, not that of those they call.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from burnish.engine.spans import span
 from burnish.models.stack import Stack
 from burnish.parallel.group import ALONE, Group
 from burnish.task import Batch, Task
@@ -40,7 +41,6 @@ def accumulate(
         seed: of this step; dropout is a function of it, the rank and the micro-batch, so it need not be saved.
     """
     import torch
-    from torch.profiler import record_function as span
 
     weights: dict[str, float] = {}
     for batch in batches:
@@ -52,12 +52,12 @@ def accumulate(
         seed_device(device, (seed * 1_000_003 + index * group.size + group.rank) % 2**63)
         batch = batch.to(device)
         with arranged(stack, batch):
-            with span("burnish: forward"):
+            with span("forward"):
                 sums = task.loss(model, batch)
             loss = sum(value / weights[term] for term, value in sums.items() if weights[term])
             if isinstance(loss, torch.Tensor):  # a step without any target adds nothing
                 loss = loss * 0 if batch.idle else loss
-                with span("burnish: backward"):
+                with span("backward"):
                     (loss * group.size).backward()  # sharded parameters get the mean over ranks: so it is their sum
                 total += loss.detach()
     return group.total(total)

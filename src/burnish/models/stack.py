@@ -6,10 +6,13 @@ without their padding, a frozen prefix is replayed instead of computed again, an
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,12 +70,16 @@ class Passage:
 
     lengths: Sequence[int] | None
     stored: torch.Tensor | None = None
+    reads: str | None = None
+    """The one position of each row that is read above the layers, "first" or "last"; None: any may be."""
     shape: tuple[int, int] | None = None
     """Rows and positions of the padded batch, known when it enters the stack."""
     index: torch.Tensor | None = None
     """Where each position lies in the padded batch, idle ones anywhere; None if nothing is padded."""
     real: int = 0
     """Positions that are not idle, where something is padded."""
+    glance: attention.Glance | None = None
+    """The last layer's attention, where one position of each row is read."""
     gathered: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     """By id, what was handed to a layer beside the hidden states, and the same without padding."""
 
@@ -92,6 +99,8 @@ class Passage:
             places = np.zeros(self.real + filler(lengths), np.int64)
             places[: self.real] = np.flatnonzero(np.arange(longest) < np.array(lengths)[:, None])
             self.index = torch.from_numpy(places).to(hidden.device, non_blocking=True)
+        if self.reads:
+            self.glance = attention.Glance(lengths, read_of(lengths, self.reads), hidden.device)
         if self.stored is not None:
             return nn.functional.pad(self.stored, (0, 0, 0, filler(lengths)))[None]
         return self.flat(hidden)[None]
@@ -109,6 +118,14 @@ class Passage:
         return (
             whole.index_copy(0, self.index[: self.real], hidden[0, : self.real]).unflatten(0, (rows, longest)).clone()
         )
+
+    def leave_read(self, hidden: torch.Tensor, elsewhere: float) -> torch.Tensor:
+        """Return what the last layer gives for the positions that are read, [1, rows, width], as the padded batch."""
+        assert self.shape is not None and self.glance is not None  # set on entering
+        rows, longest = self.shape
+        places = self.glance.places if self.index is None else self.index.index_select(0, self.glance.places)
+        whole = hidden.new_full((rows * longest, *hidden.shape[2:]), elsewhere)
+        return whole.index_copy(0, places, hidden[0]).unflatten(0, (rows, longest))
 
     def flat(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor [rows or 1, positions, ...] as [all positions, ...]."""
@@ -128,6 +145,26 @@ class Passage:
         if id(value) not in self.gathered:  # every layer gets the same tensors; they are kept, so an id stays theirs
             self.gathered[id(value)] = value, self.flat(value)[None]
         return self.gathered[id(value)][1]
+
+    def read(self, value: Any) -> Any:
+        """Return what `gather` returned for the positions that are read only."""
+        assert self.glance is not None  # asked for where it is
+        if isinstance(value, tuple | list):
+            return type(value)(self.read(part) for part in value)
+        if not isinstance(value, torch.Tensor) or value.ndim < 2:
+            return value
+        total = self.index.shape[0] if self.index is not None else math.prod(self.shape or ())
+        return value.index_select(1, self.glance.places) if value.shape[:2] == (1, total) else value
+
+
+def read_of(lengths: Sequence[int], reads: str) -> np.ndarray:
+    """Return where the first or the last position of each row lies among the rows laid end to end.
+
+    >>> read_of([3, 2], "first").tolist(), read_of([3, 2], "last").tolist()
+    ([0, 3], [2, 4])
+    """
+    ends = np.cumsum(lengths)
+    return ends - 1 if reads == "last" else ends - np.array(lengths)
 
 
 class _Reached(Exception):
@@ -158,6 +195,8 @@ class Stack:
         self.name, self.layers = find_stack(model)
         self.packed = False
         """Whether rows are laid end to end; a caller decides it by `refusal`."""
+        self.reads: str | None = None
+        """The one position of each row that is read above the layers, "first" or "last"; see `find_read`."""
         self.depth = 0
         """How many of the lowest layers are frozen together with all that lies below them, and can be replayed."""
         self.output: str | None = None
@@ -171,6 +210,8 @@ class Stack:
         self._stop = False
         self._entry: list[nn.Module] = []
         self._tuples = False
+        self._elsewhere = 0.0
+        self._last = self.layers[-1].forward
         self._configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
         attention.register()
         self.inner: list[Callable[..., Any]] = [layer.forward for layer in self.layers]
@@ -195,7 +236,10 @@ class Stack:
                 yield
                 return
             undo.callback(setattr, self, "_passage", self._passage)
-            self._passage = Passage(lengths, stored)
+            glances = self.output is not None or self.depth < len(
+                self.layers
+            )  # else the last layer is stored, all of it
+            self._passage = Passage(lengths, stored, self.reads if glances else None)
             idle = filler(lengths) if lengths is not None else 0
             undo.enter_context(attention.segments_of(lengths if not idle else [*(lengths or ()), idle]))
             if stored is not None and lengths is not None:
@@ -223,7 +267,7 @@ class Stack:
             found = self._output_type(last_hidden_state=hidden, pooler_output=stored)
         else:
             hidden = stored.new_zeros(rows, longest, stored.shape[-1])
-            hidden[torch.arange(longest) < torch.tensor(lengths)[:, None]] = stored
+            hidden[self._stored_places(lengths)] = stored
             found = self._output_type(last_hidden_state=hidden)
         assert self.backbone is not None  # it was found frozen
         self.backbone.forward = lambda *args, **kwargs: found
@@ -244,12 +288,27 @@ class Stack:
         else:
             rest = [passage.gather(value) for value in rest]
             kwargs = {name: passage.gather(value) for name, value in kwargs.items()}
+            if index == len(self.layers) - 1 and passage.glance is not None:
+                return self._glanced(passage, passage.glance, hidden, rest, kwargs)
             out = self.inner[index](hidden, *rest, **kwargs)
         if self._stop and index == self.depth - 1:
             raise _Reached(out[0] if isinstance(out, tuple) else out)
         if index < len(self.layers) - 1:
             return out
         return (passage.leave(out[0]), *out[1:]) if isinstance(out, tuple) else passage.leave(out)
+
+    def _glanced(
+        self, passage: Passage, glance: attention.Glance, hidden: torch.Tensor, rest: list[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Return the last layer's output for the positions that are read; keys and values come from all of them."""
+        with glance.keys():
+            self._last(hidden, *rest, **kwargs)
+        few = [passage.read(value) for value in (hidden, *rest)]
+        with glance.answers():
+            out = self._last(*few, **{name: passage.read(value) for name, value in kwargs.items()})
+        if isinstance(out, tuple):
+            return passage.leave_read(out[0], self._elsewhere), *out[1:]
+        return passage.leave_read(out, self._elsewhere)
 
     def recompute(self, mode: str) -> None:
         """Save memory: compute the activations of layers that train again in the backward pass.
@@ -267,8 +326,14 @@ class Stack:
             options["context_fn"] = partial(checkpoint.create_selective_checkpoint_contexts, kept)
         self.inner = [partial(checkpoint.checkpoint, inner, **options) for inner in self.inner]
 
-    def compile(self) -> None:
-        """Compile each layer; layers of one shape share what was compiled."""
+    def compile(self, folder: Path) -> None:
+        """Compile each layer; layers of one shape share what was compiled.
+
+        Args:
+            folder: where it is kept for a run that goes on, unless the user's environment names another.
+        """
+        if Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_")).name.startswith("torchinductor_"):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve())  # torch itself names torchinductor_USER
         self.inner = [torch.compile(inner, dynamic=True) for inner in self.inner]
 
     # -- the frozen prefix -------------------------------------------------------------------------------------------
@@ -292,7 +357,14 @@ class Stack:
 
     def stored_lengths(self, lengths: Sequence[int]) -> list[int]:
         """Return how many vectors are stored of rows of these lengths."""
-        return [1] * len(lengths) if self.output == "pooler_output" else list(lengths)
+        return [1] * len(lengths) if self.output == "pooler_output" or (self.output and self.reads) else list(lengths)
+
+    def _stored_places(self, lengths: Sequence[int]) -> torch.Tensor:
+        """Return which positions of a padded batch are stored of the backbone's output: bool [rows, positions]."""
+        places, numbers = torch.arange(max(lengths)), torch.tensor(lengths)[:, None]
+        if self.reads is None:
+            return places < numbers
+        return places == (numbers - 1 if self.reads == "last" else 0)
 
     def _backbone_of(self, forward: Forward, batch: Batch) -> torch.Tensor:
         """Return what is stored of the backbone's output for the rows of a batch."""
@@ -309,8 +381,7 @@ class Stack:
         except _Reached as reached:
             if self.output == "pooler_output":
                 return reached.hidden
-            longest = reached.hidden.shape[1]
-            return reached.hidden[torch.arange(longest) < torch.tensor(batch.lengths)[:, None]]
+            return reached.hidden[self._stored_places(batch.lengths)]
         finally:
             handle.remove()
         raise NotImplementedError("the frozen backbone was not reached")
@@ -428,6 +499,33 @@ class Stack:
         except _MISFITS:
             return "its layers take masks of their own making"
         return None
+
+    def find_read(self, forward: Forward, together: Batch) -> str | None:
+        """Set `reads` to the one position of each row that is read above the layers, if it is the first or the last.
+
+        The last layer then computes nothing for the others. They are tried as NaN, which every use of them would show.
+
+        Args:
+            forward: computes the model, in evaluation mode and float32, on rows that can be laid end to end.
+        """
+        self.reads = None
+        if together.lengths is None or max(together.lengths) == 1:
+            return None
+        with torch.no_grad(), self.rows(together.lengths):
+            wanted = forward(together)
+        self._elsewhere = math.nan
+        for self.reads in ("first", "last"):
+            try:
+                with torch.no_grad(), self.rows(together.lengths):
+                    found = forward(together)
+            except (*_MISFITS, NotImplementedError):
+                continue
+            if bool((found - wanted).abs() <= TOLERANCE * wanted.abs()):
+                break
+        else:
+            self.reads = None
+        self._elsewhere = 0.0
+        return self.reads
 
 
 @dataclass

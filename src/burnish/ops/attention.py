@@ -26,8 +26,8 @@ NAME = "burnish"
 #: Queries computed together where a window limits what they see.
 _BLOCK = 128
 
-#: Microseconds of a kernel's call, of a position in it, and of a pair of positions, both passes together (docs/log.md).
-_CALL, _POSITION, _PAIR = 150.0, 4.0, 0.04
+#: torch's kernel for CPUs takes this many keys at once; those that are left over take as long as many more.
+_STEP = 16
 
 #: What a model may hand to an attention function without changing what it computes here.
 _HARMLESS = frozenset({
@@ -39,12 +39,12 @@ _HARMLESS = frozenset({
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring rows computed together, filled up to the longest of them.
+    """Neighbouring rows computed together, filled up to one length.
 
     Args:
         start: first position of the group among the filled-up positions.
         count: rows.
-        length: of the longest row.
+        length: to which they are filled up.
         lengths: of each row.
     """
 
@@ -87,6 +87,42 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """Microseconds that a pass of attention takes, by which rows are put together (measured: docs/log.md).
+
+    Args:
+        call: of a call of the kernel.
+        position: of a position in it.
+        pair: of a pair of positions.
+        odd: of a position and a key that is left over when the keys are taken by `_STEP`.
+        copy: of a position that is copied to lie beside rows of another length.
+    """
+
+    call: float
+    position: float
+    pair: float
+    odd: float
+    copy: float
+
+    def of(self, length: int) -> float:
+        """Return what a row of this length costs."""
+        return length * (self.position + self.pair * length + self.odd * (length % _STEP))
+
+    def fill(self, length: int) -> int:
+        """Return the length to which a row of this one is best filled up.
+
+        >>> FORWARD.fill(17), FORWARD.fill(31), BACKWARD.fill(31)
+        (17, 32, 31)
+        """
+        longer = length + -length % _STEP
+        return longer if self.of(longer) + self.copy * longer < self.of(length) else length
+
+
+FORWARD = Costs(call=60, position=1.3, pair=0.01, odd=0.12, copy=0.35)
+BACKWARD = Costs(call=100, position=2.7, pair=0.03, odd=0, copy=0)
+
+
+@dataclass(frozen=True)
 class Segments:
     """How many positions each row has, in the order in which the rows lie."""
 
@@ -116,21 +152,28 @@ class Segments:
         return Layout(tuple(groups))
 
     @cached_property
-    def filled(self) -> Layout:
-        """Neighbours of like length together, where filling up costs less than another call."""
-        ends = _grouped(self._runs)
-        if len(ends) == len(self._runs):
-            return self.exact
+    def _filled(self) -> dict[Costs, Layout]:
+        return {}
+
+    def filled(self, costs: Costs) -> Layout:
+        """Neighbours of like length together, filled up to a length that suits the kernel, where that costs less."""
+        if costs not in self._filled:
+            self._filled[costs] = self._fill(costs)
+        return self._filled[costs]
+
+    def _fill(self, costs: Costs) -> Layout:
         groups: list[Group] = []
         index, back, first, place, run = [], [], 0, 0, 0
-        for end in ends:
+        for end in _grouped(self._runs, costs):
             lengths = [length for count, length in self._runs[run:end] for _ in range(count)]
-            longest, run = max(lengths), end
-            groups.append(Group(place, len(lengths), longest, tuple(lengths)))
+            full, run = costs.fill(max(lengths)), end
+            groups.append(Group(place, len(lengths), full, tuple(lengths)))
             for length in lengths:
-                index += [range(first, first + length), [first] * (longest - length)]
+                index += [range(first, first + length), [first] * (full - length)]
                 back.append(range(place, place + length))
-                first, place = first + length, place + longest
+                first, place = first + length, place + full
+        if place == first:
+            return self.exact
         flat = np.fromiter(chain.from_iterable(index), np.int64, place)
         real = np.fromiter(chain.from_iterable(back), np.int64, first)
         idle = np.setdiff1d(np.arange(place), real, assume_unique=True)
@@ -149,14 +192,14 @@ class Segments:
         return {}
 
 
-def _grouped(runs: list[tuple[int, int]]) -> list[int]:
+def _grouped(runs: list[tuple[int, int]], costs: Costs) -> list[int]:
     """Return where to cut runs (rows, length) into groups: the end of each, so that the whole takes the least time."""
     best, start_of = [0.0], [0]
     for end in range(1, len(runs) + 1):
         rows, longest, choices = 0, 0, []
         for start in range(end - 1, max(-1, end - 33), -1):
             rows, longest = rows + runs[start][0], max(longest, runs[start][1])
-            choices.append((best[start] + _CALL + rows * longest * (_POSITION + _PAIR * longest), start))
+            choices.append((best[start] + costs.call + rows * costs.of(costs.fill(longest)), start))
         cost, start = min(choices)
         best.append(cost)
         start_of.append(start)
@@ -183,6 +226,89 @@ class Rule:
     softcap: float | None = None
 
 
+class KeysFound(Exception):
+    """Leaves a layer once its attention has all keys and values."""
+
+
+class Glance:
+    """Attention of one query of each row, for a layer of which no more is used.
+
+    The layer is run twice: on all positions up to its attention (`keys`), then on the positions asked for (`answers`).
+
+    Args:
+        lengths: of the rows.
+        places: of the positions asked for, one of each row, among the rows laid end to end.
+    """
+
+    def __init__(self, lengths: Sequence[int], places: np.ndarray, device: torch.device):
+        numbers = np.array(lengths)
+        starts = np.concatenate([[0], np.cumsum(numbers)[:-1]])
+        rows = np.repeat(np.arange(len(numbers)), numbers)
+        within = np.arange(numbers.sum()) - starts[rows]
+        move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
+        self.places = move(places)
+        self._rows, self._slots = move(rows), move(rows * numbers.max() + within)
+        self._ahead = move(np.arange(numbers.sum()) - places[rows])
+        self._longest = int(numbers.max())
+        self._keys: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
+        self.is_answering = False
+        """Whether the layer is in its second run."""
+
+    @contextmanager
+    def keys(self) -> Iterator[None]:
+        """Catch the keys and values of the layer that is run inside, and leave it there."""
+        with self._current():
+            try:
+                yield
+            except KeysFound:
+                return
+        raise NotImplementedError("a layer without attention")
+
+    @contextmanager
+    def answers(self) -> Iterator[None]:
+        """Answer the attention of the layer that is run inside, once, with the keys and values caught before."""
+        self.is_answering = True
+        with self._current():
+            yield
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        global _glance
+        before, _glance = _glance, self
+        try:
+            yield
+        finally:
+            _glance = before
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, dropout: float
+    ) -> torch.Tensor:
+        """Return softmax(scale * QK^T)V of the queries [1, heads, rows, width] over the keys of their rows."""
+        if not self.is_answering:
+            self._keys, self._values = key, value
+            raise KeysFound
+        keys, values, self._keys, self._values = self._keys, self._values, None, None
+        if keys is None or values is None or query.shape[2] != len(self.places):
+            raise NotImplementedError("a layer that attends more than once")
+        total, rows = len(self._rows), len(self.places)
+        q, k, v = (tensor[0].transpose(0, 1).float() for tensor in (query, keys[:, :, :total], values[:, :, :total]))
+        scores = (q.index_select(0, self._rows) * k).sum(-1) * rule.scale  # [positions, heads]
+        if rule.softcap is not None:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        if rule.causal:
+            scores = scores.masked_fill((self._ahead > 0)[:, None], -math.inf)
+        if rule.window is not None:
+            scores = scores.masked_fill((self._ahead.abs() >= rule.window)[:, None], -math.inf)
+        padded = scores.new_full((rows * self._longest, scores.shape[1]), -math.inf).index_copy(0, self._slots, scores)
+        shares = padded.unflatten(0, (rows, self._longest)).softmax(1).flatten(0, 1).index_select(0, self._slots)
+        if dropout:
+            shares = shares * keep_mask(shares.shape, dropout, shares.device) / (1 - dropout)
+        out = v.new_zeros(rows, *v.shape[1:]).index_add(0, self._rows, shares[..., None] * v)
+        return out.to(query.dtype).transpose(0, 1)[None]
+
+
+_glance: Glance | None = None
 _current: Segments | None = None
 _lengths: torch.Tensor | None = None
 """The current lengths as compiled code reads them: zeros fill up a number that seldom changes."""
@@ -249,7 +375,8 @@ def model_attention(
     if unknown:
         raise NotImplementedError(f"{type(module).__name__} hands {', '.join(unknown)} to its attention")
     compiling = torch.compiler.is_compiling()
-    if not compiling and (
+    answering = _glance is not None and _glance.is_answering
+    if not (compiling or answering) and (
         _current is None or query.shape[0] != 1 or not query.shape[2] == key.shape[2] == _current.total
     ):
         raise NotImplementedError(f"{type(module).__name__} attends to something else than its own rows")
@@ -260,6 +387,8 @@ def model_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+    if _glance is not None:
+        return _glance.attend(query, key, value, rule, dropout).transpose(1, 2), None
     if compiling and not dropout and softcap is None and not query.is_cuda:
         window = sliding_window or 0
         return _compiled(query, key, value, _lengths, rule.causal, scale, window)[0].transpose(1, 2), None
@@ -329,16 +458,16 @@ def _added(
         return _hidden(queries, keys.stop - keys.start, offset, rule.causal, rule.window, like.dtype, like.device)
     if rule.causal:  # idle places lie behind a row, where it does not look
         return _hidden(queries, queries, 0, True, queries, like.dtype, like.device) if causal else None
-    if len(set(group.lengths)) == 1:
+    if set(group.lengths) == {group.length}:
         return None
     beyond = torch.arange(group.length) >= torch.tensor(group.lengths)[:, None]
     mask = torch.zeros(beyond.shape, dtype=like.dtype).masked_fill_(beyond, -math.inf)
     return mask[:, None, None, :].to(like.device)
 
 
-def _layout(segments: Segments, rule: Rule) -> Layout:
+def _layout(segments: Segments, rule: Rule, costs: Costs) -> Layout:
     """Return how the rows are batched; where a window hides keys, nothing is filled up."""
-    return segments.exact if rule.window is not None and segments.longest > rule.window else segments.filled
+    return segments.exact if rule.window is not None and segments.longest > rule.window else segments.filled(costs)
 
 
 def _rows(tensor: torch.Tensor, group: Group) -> torch.Tensor:
@@ -354,7 +483,7 @@ def _forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, rule: Rule
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the output [1, heads, positions, width] and the log of each softmax's sum [heads, positions], float32."""
-    layout = _layout(segments, rule)
+    layout = _layout(segments, rule, FORWARD)
     query, key, value = (layout.spread(tensor) for tensor in (query, key, value))
     _, heads, total, _ = query.shape
     out = query.new_empty(total, heads, value.shape[-1]).transpose(0, 1)[None]
@@ -381,7 +510,7 @@ def _backward(
     In float32 whatever the inputs are: the bfloat16 kernel is both rounder and, on processors with AMX, many times slower
     (docs/log.md).
     """
-    kind, layout = query.dtype, _layout(segments, rule)
+    kind, layout = query.dtype, _layout(segments, rule, BACKWARD)
     gradient, query, key, value, out = (layout.spread(t).float() for t in (gradient, query, key, value, out))
     gradient, sums = layout.zero_idle(gradient), layout.spread(sums[None, :, :, None])
     grads = _gradients_like(segments, rule, query, key, value)
@@ -517,7 +646,7 @@ class _Scores(torch.autograd.Function):
         ctx: Any, query: Any, key: Any, value: Any, segments: Segments, rule: Rule, dropout: float
     ) -> torch.Tensor:
         ctx.kind, ctx.segments, ctx.rule, ctx.scale = query.dtype, segments, rule, 1 / (1 - dropout)
-        layout = _layout(segments, rule)
+        layout = _layout(segments, rule, BACKWARD)
         query, key, value = (layout.spread(tensor).float() for tensor in (query, key, value))
         out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1]).transpose(0, 1)[None]
         kept = []
@@ -542,7 +671,11 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        (query, key, value, *saved), rule, layout = ctx.saved_tensors, ctx.rule, _layout(ctx.segments, ctx.rule)
+        (query, key, value, *saved), rule, layout = (
+            ctx.saved_tensors,
+            ctx.rule,
+            _layout(ctx.segments, ctx.rule, BACKWARD),
+        )
         gradient = layout.zero_idle(layout.spread(gradients[0]).float())
         kept, grads = iter(saved), _gradients_like(ctx.segments, rule, query, key, value)
         for group in layout.groups:

@@ -55,6 +55,8 @@ class Plan:
     model: dict[str, Any]
     data: dict[str, Any]
     facts: dict[str, Any]
+    reads: str | None = None
+    """The one position of each row that the model's head reads, "first" or "last": the last layer computes no other."""
     why: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
