@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from burnish.data.store import Store
 from burnish.env import fingerprint, free_disk_bytes, versions
@@ -30,7 +31,7 @@ from burnish.task import Batch, Task
 from burnish.units import readable_bytes, readable_seconds
 
 #: Positions computed at once when the cache is filled: enough for the matrix products, few enough for memory.
-POSITIONS_AT_ONCE = 2048
+POSITIONS_AT_ONCE = 2560
 #: Share of the free disk that what is stored at once may take; other caches make way for it.
 MOST_DISK = 0.5
 #: What a process writes and nothing has touched for so long was left by one that is dead.
@@ -46,7 +47,7 @@ class CacheUnusable(Exception):
 def key_of(stack: Stack, model: Any, precision: str) -> str:
     """Return the name of what the frozen prefix computes."""
     above = {id(value) for layer in stack.layers[stack.depth :] for value in layer.parameters()}
-    content = hashlib.sha256()
+    content = xxhash.xxh3_128()
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not value.requires_grad and id(value) not in above:
             content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -485,20 +485,27 @@ def _forward(
     """Return the output [1, heads, positions, width] and the log of each softmax's sum [heads, positions], float32."""
     layout = _layout(segments, rule, FORWARD)
     query, key, value = (layout.spread(tensor) for tensor in (query, key, value))
-    _, heads, total, _ = query.shape
-    out = query.new_empty(total, heads, value.shape[-1]).transpose(0, 1)[None]
-    sums = query.new_empty(heads, total, dtype=torch.float32)
+    outs, sums = [], []
     for group in layout.groups:
-        q, k, v, o, s = (_rows(tensor, group) for tensor in (query, key, value, out, sums[None, :, :, None]))
+        q, k, v = (_rows(tensor, group) for tensor in (query, key, value))
+        parts = []
         for rows, keys in _pieces(group.length, rule.causal, rule.window):
             mask = _added(rule, group, rows, keys, q, causal=False)
-            result, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            parts.append(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q[:, :, rows], k[:, :, keys], v[:, :, keys], 0.0, rule.causal and mask is None,
                 attn_mask=mask, scale=rule.scale,
-            )  # fmt: skip
-            o[:, :, rows] = result
-            s[:, :, rows, 0] = log_sum
-    return layout.gather(out), layout.gather(sums[None, :, :, None])[0, :, :, 0].contiguous()
+            ))  # fmt: skip
+        for found, of_pieces in zip((outs, sums), zip(*parts, strict=True), strict=True):
+            found.append(torch.cat(of_pieces, 2) if len(of_pieces) > 1 else of_pieces[0])
+    out = _end_to_end([out.transpose(1, 2) for out in outs]).transpose(0, 1)[None]
+    total = _end_to_end([log_sum.transpose(1, 2) for log_sum in sums]).transpose(0, 1)[None, :, :, None]
+    return layout.gather(out), layout.gather(total)[0, :, :, 0].contiguous()
+
+
+def _end_to_end(groups: list[torch.Tensor]) -> torch.Tensor:
+    """Return groups [rows, length, ...] as [positions, ...], one after the other."""
+    flat = [group.flatten(0, 1) for group in groups]
+    return torch.cat(flat) if len(flat) > 1 else flat[0]
 
 
 def _backward(
