@@ -144,7 +144,7 @@ def peer_row(example: Any) -> Example:
 def order(plan: Any, config: Any, size: int) -> list[int]:
     """Return the rows of the whole run as burnish orders them."""
     same = {"seed": config.run.seed, "batch": config.train.batch, "size": size, "total_rows": plan.total_rows}
-    return [row for step in range(plan.total_steps) for row in rows_of_step(step, **same)]
+    return [row for step in range(plan.total_steps) for row, _ in rows_of_step(step, **same)]
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:

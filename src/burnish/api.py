@@ -124,18 +124,21 @@ class Run:
         """The lines of RUN/metrics.jsonl."""
         return self.folder.log_lines()
 
-    def predict(self, texts: str | Sequence[str], *, seed: int = 0, **generate: Any) -> Any:
-        """Return the answer to a text, or the answers to several.
+    def predict(
+        self, asked: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]], *, seed: int = 0, **generate: Any
+    ) -> Any:
+        """Return the answer to an input, or the answers to several.
 
         Args:
+            asked: a text, or the columns the task needs, such as `{"question": ..., "context": ...}`; or several.
             seed: of sampling.
             generate: settings of the `generate` group, such as `max_tokens=20`.
         """
         from burnish.inference import open_model
 
-        many = [texts] if isinstance(texts, str) else list(texts)
-        answers = open_model(str(self.path)).predict(many, generate, seed)
-        return answers[0] if isinstance(texts, str) else answers
+        alone = isinstance(asked, str | Mapping)
+        answers = open_model(str(self.path)).predict([asked] if alone else list(asked), generate, seed)  # type: ignore
+        return answers[0] if alone else answers
 
     def evaluate(self, data: str | Sequence[str] | None = None) -> dict[str, Any]:
         """Return metrics and intervals on other rows, or on the run's own test or validation rows."""
@@ -257,7 +260,7 @@ def predict(
     inputs: Sequence[str],
     *,
     task: str | None = None,
-    column: str = "text",
+    column: str | None = None,
     seed: int = 0,
     generate: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -265,7 +268,8 @@ def predict(
 
     Args:
         target: a run folder, a model folder or a Hub id.
-        inputs: texts, or files of texts (txt: a text a line; csv, jsonl, parquet: the column `column`).
+        inputs: texts, JSON objects where a task needs several columns, or files (txt: a text a line; csv, jsonl, parquet).
+        column: of the text in files. Default: as in the run's own data.
         task: needed where neither a run nor the model's architecture says it.
         seed: of sampling.
         generate: settings of the `generate` group.
@@ -274,15 +278,16 @@ def predict(
         UserError: the target or an input cannot be used.
     """
     load_torch()
-    from burnish.data.rows import texts_of
+    from burnish.data.rows import asked_of
     from burnish.inference import open_model
 
-    texts = [text for given in inputs for text in texts_of(given, column)]
-    if not texts:
-        raise UserError("Nothing to answer: give texts or files, or lines on standard input.")
     opened = open_model(target, task=task)
-    for start in range(0, len(texts), 16):
-        yield from opened.predict(texts[start : start + 16], generate or {}, seed + start)
+    columns = opened.asks | ({next(iter(opened.asks)): column} if column else {})
+    asked = [values for given in inputs for values in asked_of(given, columns)]
+    if not asked:
+        raise UserError("Nothing to answer: give texts or files, or lines on standard input.")
+    for start in range(0, len(asked), 16):
+        yield from opened.predict(asked[start : start + 16], generate or {}, seed + start)
 
 
 def info() -> dict[str, Any]:

@@ -216,7 +216,7 @@ def _predict(
     /,
     *,
     task: str | None = None,
-    text: str = "text",
+    text: str | None = None,
     seed: int = 0,
     json: _Flag = False,
     settings: dict[str, Any],
@@ -228,11 +228,11 @@ def _predict(
     target:
         A run folder, a model folder or a Hub id.
     inputs:
-        Texts or files (txt: a text a line; csv, jsonl, parquet: the text column). None: lines from standard input.
+        Texts, JSON objects of columns, or files (txt: a text a line; csv, jsonl, parquet). None: lines from standard input.
     task:
         The task, where neither a run nor the model's architecture says it.
     text:
-        The column that holds the text in csv, jsonl and parquet files.
+        The column that holds the text in csv, jsonl and parquet files. Default: as in the run's own data.
     seed:
         Seed of sampling.
     json:

@@ -72,6 +72,20 @@ class DataSettings(Settings):
     """Column that holds the text."""
     prompt: str | None = None
     """Column that holds what stands before the text: it is read, not learned (text-generation)."""
+    pair: str | None = None
+    """Column that holds a second text, to be judged together with the first (text-classification)."""
+    target: str = "target"
+    """Column that holds what the text becomes: its translation or summary."""
+    question: str = "question"
+    """Column that holds the question (question-answering)."""
+    context: str = "context"
+    """Column that holds the text in which the answer stands (question-answering)."""
+    answers: str = "answers"
+    """Column that holds the answers as SQuAD has them: {"text": [...], "answer_start": [...]}; none: unanswerable."""
+    tokens: str = "tokens"
+    """Column that holds a list of words (token-classification)."""
+    tags: str = "tags"
+    """Column that holds the tag of each word (token-classification)."""
     label: str = "label"
     """Column that holds the label."""
     group: str | None = None

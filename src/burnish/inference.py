@@ -10,6 +10,7 @@ import yaml
 
 from burnish.config import Config, config_class, merge, normalise, parse
 from burnish.data.prepare import Splits, encode, find_rows, read_rows
+from burnish.data.rows import checked_input
 from burnish.data.tokenizer import load_tokenizer
 from burnish.env import fingerprint
 from burnish.errors import UserError
@@ -79,21 +80,39 @@ class Opened:
 
     def _facts(self, model_config: Any) -> dict[str, Any]:
         if self.run:
-            return self._stored("facts")
+            decided = self.run.read_json(self.run.metrics).get("decided", {}) if self.run.is_finished else {}
+            return {**self._stored("facts"), **decided}
         return {"labels": [model_config.id2label[index] for index in range(len(model_config.id2label))]}
 
-    def predict(self, texts: Sequence[str], generate: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-        """Return the task's answer to each text, in order.
+    @property
+    def asks(self) -> dict[str, str]:
+        """The columns a prediction needs: the task's names, to the names in files."""
+        columns = {"text": self.config.data.text} | self.task_class.columns(self.config.data)
+        return {name: columns[name] for name in self.task_class.asks if name in columns}
+
+    def predict(
+        self, asked: Sequence[str | Mapping[str, Any]], generate: Mapping[str, Any], seed: int
+    ) -> list[dict[str, Any]]:
+        """Return the task's answer to each input, in order.
+
+        Args:
+            asked: the columns in `asks`, or a text for the first of them.
 
         Raises:
-            UserError: an empty text, or a wrong setting of generation.
+            UserError: an empty text, a missing column, or a wrong setting of generation.
         """
-        for index, text in enumerate(texts):
-            if not text.strip() and self.task_class.name != "text-generation":
-                raise UserError(f"Text {index + 1} is empty; give some text.")
+        inputs = []
+        for number, given in enumerate(asked, 1):
+            if isinstance(given, str) and len(self.asks) > 1:
+                raise UserError(f"Input {number} is text; give its columns {', '.join(self.asks.values())}.")
+            values = {next(iter(self.asks)): given} if isinstance(given, str) else dict(given)
+            if isinstance(given, str) and (not given.strip() and self.task_class.name != "text-generation"):
+                raise UserError(f"Text {number} is empty; give some text.")
+            whole = self.asks.keys() <= values.keys()
+            inputs.append(values if whole else checked_input(values, self.asks, f"Input {number}"))
         given = merge(self.config.model_dump(), {"generate": dict(generate)})
         config = parse(given, type(self.config), "settings")
-        return self.task.predict(self.model, list(texts), config.generate, seed)
+        return self.task.predict(self.model, inputs, config.generate, seed)
 
     def evaluate(self, data: str | Sequence[str] | None, terminal: Terminal) -> dict[str, Any]:
         """Return metrics and intervals on rows; by default the run's own test rows, or its validation rows.
@@ -152,7 +171,11 @@ def _task_of(folder: Path) -> str:
 
     names = {
         "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "AutoModelForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "AutoModelForQuestionAnswering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+        "AutoModelForSeq2SeqLM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "AutoModelForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     }
     architectures = read_config(folder).get("architectures") or []
     for task in registry().values():

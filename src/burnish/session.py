@@ -21,7 +21,7 @@ from burnish.engine.loop import Hook, Job, State, train
 from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of
 from burnish.engine.profile import Profile
 from burnish.engine.rates import speed
-from burnish.env import cache_dir, describe, keep_freed_memory, peak_flops, versions
+from burnish.env import cache_dir, describe, keep_freed_memory, peak_flops
 from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.freeze import freeze, set_training_mode
@@ -49,7 +49,7 @@ from burnish.plan.derive import (
     memory_of,
     refuse_what_cannot_fit,
 )
-from burnish.plan.show import end_rows, plan_rows, profile_rows
+from burnish.plan.show import changes, end_rows, plan_rows, profile_rows
 from burnish.run import RunFolder, replace_folder, write_atomic, write_json
 from burnish.task import Task
 from burnish.terminal import StepNote, Terminal
@@ -92,7 +92,7 @@ class Session:
             raise UserError(
                 f"{self.folder}: the data has changed since this run began. Put it back, or give another --run.dir."
             )
-        facts = stored.facts if stored else self.task_class.learn(self.splits.train)
+        facts = stored.facts if stored else self.task_class.learn(self.splits.train, config.task)
         tokenizer = self._tokenizer()
         self.task = self.task_class(config.task, tokenizer, facts)
         self.model_config = self._model_config(tokenizer)
@@ -100,7 +100,8 @@ class Session:
         self.stores = encode(config, self.task, self.splits, sequence, self.terminal.say)
         if stored:
             self.plan = stored
-            self._say_what_changed()
+            for note in changes(self.folder.read_json(self.folder.environment), config.run.threads, stored.threads):
+                self.terminal.say(note, style="yellow")
         else:
             self.plan = self._derive(facts, sequence)
 
@@ -114,11 +115,12 @@ class Session:
         if self.source is not None:
             return load_tokenizer(self.source)
         size = model.vocab_size or find_preset(model.preset or "").options["vocab_size"]
-        cached = tokenizer_cache(self.splits, size)
+        special = self.task_class.special_tokens
+        cached = tokenizer_cache(self.splits, size, special)
         if cached.is_dir():
             return load_tokenizer(cached)
         self.terminal.say(f"training a byte-level BPE tokenizer of {size:,} tokens on the training rows")
-        return train_tokenizer(cached, documents(self.splits.train), size)
+        return train_tokenizer(cached, documents(self.splits.train), size, special)
 
     def _model_config(self, tokenizer: Any) -> Any:
         options = self.task.model_options()
@@ -176,9 +178,9 @@ class Session:
         flops = flops_per_position(model, self.model_config, tokens) * tokens * rows
         compiled, why["compile"] = choose_compile(config, device, flops)
         Schedule(config.schedule, steps, warmup)  # refuses unknown names
-        best = config.train.best or self.task_class.metric_names[0]
-        if best not in self.task_class.metric_names:
-            raise unknown(f"metric of {self.task_class.name} in train.best:", best, self.task_class.metric_names)
+        best = config.train.best or self.task.metric_names[0]
+        if best not in self.task.metric_names:
+            raise unknown(f"metric of {self.task.name} in train.best:", best, self.task.metric_names)
         if "validation" not in self.stores and (config.train.best or config.train.patience):
             raise UserError(
                 "train.best: there are no validation rows to compare by; give --data.validation or a holdout."
@@ -213,21 +215,6 @@ class Session:
             facts=facts,
             why={name: reason for name, reason in why.items() if reason},
         )
-
-    def _say_what_changed(self) -> None:
-        before = self.folder.read_json(self.folder.environment)
-        for name, version in versions().items():
-            if before["versions"].get(name) != version:
-                self.terminal.say(
-                    f"note: {name} is {version} now, was {before['versions'].get(name)}; equal bits are not promised across "
-                    "versions",
-                    style="yellow",
-                )
-        if self.config.run.threads not in (None, self.plan.threads):
-            self.terminal.say(
-                f"note: going on with {self.plan.threads} threads as the run began; the last bits depend on it",
-                style="yellow",
-            )
 
     def show_plan(self) -> None:
         """Print what will happen and why."""
@@ -539,6 +526,9 @@ class Session:
         for split in ("validation", "test"):
             if split in self.stores:
                 records = self._score(split)
+                if split == "validation":
+                    metrics["decided"] = self.task.decide(records)
+                    self.task.facts = {**self.task.facts, **metrics["decided"]}
                 metrics[split] = sound_metrics(self.task, records)
                 ranges[split] = intervals(self.task, records)
                 figures += [{"split": split, **figure} for figure in self.task.figures(records)]

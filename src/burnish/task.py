@@ -79,9 +79,15 @@ class Task(ABC):
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
     auto_class: ClassVar[str]
     """The transformers Auto class that adds this task's head to a backbone."""
-    metric_names: ClassVar[tuple[str, ...]]
-    """What `metrics` returns; the first is the one by which checkpoints are compared when the user names none."""
-    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
+    metric_names: tuple[str, ...]
+    """What `metrics` returns; the first is the one by which checkpoints are compared when the user names none. A task
+    whose settings change what is measured sets its own."""
+    lower_is_better: frozenset[str] = frozenset({"loss"})
+
+    asks: ClassVar[tuple[str, ...]] = ("text",)
+    """The columns a prediction needs, of those in `columns`; the first may be given alone, as plain text."""
+    special_tokens: ClassVar[dict[str, str]] = {}
+    """What a tokenizer that is trained for this task has beside the end of a text, by transformers' names."""
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         self.settings: Any = settings  # of the task's own `Settings` class
@@ -89,13 +95,20 @@ class Task(ABC):
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
-        """Return the columns a row must have: the name the task uses, to the name in the user's data."""
+        """Return the columns a row must have: the name the task uses, to the name in the user's data.
+
+        Rows with the same first column are never on both sides of a held-out split.
+        """
         return {"text": data.text}
 
     @classmethod
     @abstractmethod
-    def learn(cls, rows: Iterable[Row]) -> dict[str, Any]:
-        """Return what must be known of all training rows before any can be encoded, such as the label names."""
+    def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
+        """Return what must be known of all training rows before any can be encoded, such as the label names.
+
+        Args:
+            settings: the `task` group of the recipe.
+        """
 
     def cuts_long_rows(self) -> bool:
         """Return whether `encode` drops what does not fit into `sequence`; the plan then says how many rows reach it."""
@@ -116,6 +129,14 @@ class Task(ABC):
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         """Yield examples of at most `sequence` positions, each with the place its (first) row came from."""
 
+    def vary(self, example: Example, draw: int) -> Example:
+        """Return the example as training sees it this time, such as with some tokens masked.
+
+        Args:
+            draw: 64 bits, a function of (seed, epoch, row) alone: all randomness of the task's own comes from it.
+        """
+        return example
+
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Return the examples as one batch; `weights` count the targets of each loss term."""
@@ -127,6 +148,14 @@ class Task(ABC):
     @abstractmethod
     def score(self, model: Any, batch: Batch) -> Records:
         """Return what `metrics` needs of each example of the batch; called without gradients, model in eval mode."""
+
+    def join(self, records: Records) -> Records:
+        """Return the records with those that belong together made one; called once all of an evaluation are there."""
+        return records
+
+    def decide(self, records: Records) -> dict[str, Any]:
+        """Return facts chosen on the validation rows once training is done, such as thresholds (JSON-able)."""
+        return {}
 
     @abstractmethod
     def metrics(self, records: Records) -> dict[str, float]:
@@ -141,8 +170,14 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def predict(self, model: Any, texts: Sequence[str], settings: GenerateSettings, seed: int) -> list[dict[str, Any]]:
-        """Return one JSON-able answer per text, in order."""
+    def predict(
+        self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
+    ) -> list[dict[str, Any]]:
+        """Return one JSON-able answer per input, in order.
+
+        Args:
+            asked: the columns in `asks` of each input.
+        """
 
 
 def registry() -> dict[str, type[Task]]:

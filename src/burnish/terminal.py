@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -140,7 +141,15 @@ def show_answer(answer: dict[str, Any]) -> None:
         console.print(answer["generated"], markup=False)
         console.print()
         return
-    console.print(f"{answer['label']}  {answer['score']:.1%}  {answer['text']}", markup=False)
+    if "label" in answer:
+        console.print(f"{answer['label']}  {answer['score']:.1%}  {answer['text']}", markup=False)
+        return
+    first, *others = answer.items()
+    console.print(str(first[1]), style="bold", markup=False)
+    for name, value in others:
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        console.print(f"  {name.replace('_', ' ')}: {shown}", markup=False)
+    console.print()
 
 
 def show_info(found: dict[str, Any]) -> None:

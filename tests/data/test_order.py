@@ -30,6 +30,9 @@ class _Rows:
 
 
 class _Task:
+    def vary(self, example: dict, draw: int) -> dict:
+        return example
+
     def collate(self, examples: list) -> Batch:
         return Batch({}, {}, {"loss": len(examples)})
 
@@ -48,7 +51,8 @@ def test_resuming_repeats_and_drops_nothing(
 ) -> None:
     total = size * epochs
     steps = -(-total // batch)
-    expected = [rows_of_step(step, seed=seed, batch=batch, size=size, total_rows=total) for step in range(steps)]
+    same = {"seed": seed, "batch": batch, "size": size, "total_rows": total}
+    expected = [[row for row, _ in rows_of_step(step, **same)] for step in range(steps)]
     loader = Loader(_Rows(size), _Task(), seed, batch, max(1, batch // 2), total, workers)  # type: ignore[arg-type]
     edges = sorted({0, steps, *(int(stop * steps) for stop in stops)})
     seen = []

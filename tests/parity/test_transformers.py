@@ -196,10 +196,10 @@ def test_a_decoder_classifies(decoders: dict[str, Path], reviews_file: Path, tmp
         ours = open_model(str(run.path), settings={"train": {"precision": "fp32"}})
         rows = ["a good king", "the old stone never sees a very bad river under the garden"]
         examples = [
-            {"input_ids": ours.task._ids([text], 60)[0], "label": torch.zeros(1, dtype=torch.int64).numpy()}
+            {**ours.task._inputs([{"text": text}], 60)[0], "label": torch.zeros(1, dtype=torch.int64).numpy()}
             for text in rows
         ]
         with torch.no_grad():
-            together = ours.task._log_probabilities(ours.model, ours.task.collate(examples))
-            alone = torch.cat([ours.task._log_probabilities(ours.model, ours.task.collate([e])) for e in examples])
+            together = ours.model(**ours.task.collate(examples).inputs).logits
+            alone = torch.cat([ours.model(**ours.task.collate([e]).inputs).logits for e in examples])
         assert torch.allclose(together, alone, atol=1e-5)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from burnish.data.order import rows_of_step
+from burnish.data.order import draw, rows_of_step
 from burnish.data.store import Store
 from burnish.task import Batch, Task
 
@@ -41,19 +41,23 @@ class Loader:
 
     def rows(self, step: int) -> list[int]:
         """Return the rows of step `step` (from 0) in the order of the data."""
+        return [row for row, _ in self._rows(step)]
+
+    def _rows(self, step: int) -> list[tuple[int, int]]:
         return rows_of_step(step, seed=self.seed, batch=self.batch, size=len(self.store), total_rows=self.total_rows)
 
     def step(self, step: int) -> list[Batch]:
         """Return the micro-batches of step `step`: its rows by length, cut where little is padded."""
-        rows = sorted(self.rows(step), key=self.store.length)
-        lengths = [self.store.length(row) for row in rows]
+        rows = sorted(self._rows(step), key=lambda pair: self.store.length(pair[0]))
+        lengths = [self.store.length(row) for row, _ in rows]
         ends = cuts(lengths, self.micro_batch * self.ranks, CUT_COST if self.padded else None)
         return [self._share(rows[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
-    def _share(self, rows: list[int]) -> Batch:
+    def _share(self, rows: list[tuple[int, int]]) -> Batch:
         """Return this rank's part of a micro-batch; every rank computes one, if need be on a row that counts nothing."""
         own = rows[self.rank :: self.ranks]
-        batch = collate(self.store, self.task, own or rows[:1], self.prefix)
+        draws = [draw(self.seed, epoch, row) for row, epoch in own or rows[:1]]
+        batch = collate(self.store, self.task, [row for row, _ in own or rows[:1]], self.prefix, draws)
         if not own:
             batch.idle = True
             batch.weights = dict.fromkeys(batch.weights, 0.0)
@@ -106,10 +110,21 @@ def cuts(lengths: Sequence[int], most: int, cost: int | None) -> list[int]:
 
 
 def collate(
-    store: Store, task: Task, rows: Sequence[int], prefix: Callable[[Sequence[int]], Any] | None = None
+    store: Store,
+    task: Task,
+    rows: Sequence[int],
+    prefix: Callable[[Sequence[int]], Any] | None = None,
+    draws: Sequence[int] | None = None,
 ) -> Batch:
-    """Return rows as one batch that names them, with what the frozen layers give for them if that is stored."""
-    batch = task.collate([store[row] for row in rows])
+    """Return rows as one batch that names them, with what the frozen layers give for them if that is stored.
+
+    Args:
+        draws: in training, what varies each row (`Task.vary`); None: the rows as they are.
+    """
+    examples = [store[row] for row in rows]
+    if draws is not None:
+        examples = [task.vary(example, number) for example, number in zip(examples, draws, strict=True)]
+    batch = task.collate(examples)
     batch.rows = list(rows)
     batch.prefix = prefix(rows) if prefix else None
     return batch

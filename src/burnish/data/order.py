@@ -28,10 +28,19 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def rows_of_step(step: int, *, seed: int, batch: int, size: int, total_rows: int) -> list[int]:
-    """Return the rows of step `step` (from 0): positions `step * batch` up to the next step's, over all epochs.
+def rows_of_step(step: int, *, seed: int, batch: int, size: int, total_rows: int) -> list[tuple[int, int]]:
+    """Return the rows of step `step` (from 0), each with its epoch: positions `step * batch` up to the next step's.
 
     A step may reach into the next epoch; only the last step of a run is shorter, when `total_rows` says so.
     """
-    first, last = step * batch, min((step + 1) * batch, total_rows)
-    return [int(permutation(seed, position // size, size)[position % size]) for position in range(first, last)]
+    positions = range(step * batch, min((step + 1) * batch, total_rows))
+    return [
+        (int(permutation(seed, position // size, size)[position % size]), position // size) for position in positions
+    ]
+
+
+def draw(seed: int, epoch: int, row: int) -> int:
+    """Return 64 bits that depend on (seed, epoch, row) alone, for what a task varies from epoch to epoch."""
+    with np.errstate(over="ignore"):
+        key = _mix(_mix(np.array([seed], np.uint64) - _GAMMA) + np.array([epoch], np.uint64) * _GAMMA)
+        return int(_mix(key + np.array([row], np.uint64) * _GAMMA)[0])

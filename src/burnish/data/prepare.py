@@ -10,7 +10,7 @@ from typing import Any
 
 from burnish.config import Config
 from burnish.data.hub import fetch_dataset
-from burnish.data.rows import BrokenRow, Holdout, Rows, Side, find_parts
+from burnish.data.rows import TEXTS, BrokenRow, Holdout, Rows, Side, find_parts
 from burnish.data.store import Store
 from burnish.data.tokenizer import content_of
 from burnish.env import cache_dir, fingerprint
@@ -105,15 +105,16 @@ def encode(config: Config, task: Task, splits: Splits, sequence: int, say: Calla
     return stores
 
 
-def tokenizer_cache(splits: Splits, vocab_size: int) -> Path:
+def tokenizer_cache(splits: Splits, vocab_size: int, special_tokens: dict[str, str]) -> Path:
     """Return the folder of a tokenizer trained on these training rows."""
-    return cache_dir() / "tokenizers" / fingerprint(splits.fingerprint, vocab_size, "byte-level BPE 1")
+    return cache_dir() / "tokenizers" / fingerprint(splits.fingerprint, vocab_size, special_tokens, "byte-level BPE 2")
 
 
 def documents(rows: Iterable[Row]) -> Iterable[str]:
     """Return the texts of rows for training a tokenizer, in pieces of bounded length."""
     for row in rows:
-        yield from re.findall(r"(?s).{1,100000}", row.values["text"])
+        for name in sorted(TEXTS & row.values.keys()):
+            yield from re.findall(r"(?s).{1,100000}", row.values[name])
 
 
 def recount(splits: Splits, stores: dict[str, Store]) -> dict[str, Any]:

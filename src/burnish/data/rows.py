@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from burnish.task import Row, find_subclasses
 
 #: Above this share of broken rows a run stops: the file is probably not what the user thinks it is.
 MOST_BROKEN = 0.01
+#: Columns, by the tasks' names, that hold text.
+TEXTS = frozenset({"text", "prompt", "pair", "target", "question", "context"})
 
 
 @dataclass(frozen=True)
@@ -121,17 +124,22 @@ class Rows:
         """Yield good rows, their columns under the task's names, and broken ones."""
         for part in self.parts:
             for row in part.source.read(part.path):
-                yield self._checked(row) if isinstance(row, Row) else row
+                yield self.checked(row) if isinstance(row, Row) else row
 
-    def _checked(self, row: Row) -> Row | BrokenRow:
+    def checked(self, row: Row) -> Row | BrokenRow:
+        """Return the row with its columns under the task's names, or why it cannot be used."""
         values = {}
         for name, column in [*self.columns.items(), *((column, column) for column in self.extra)]:
             if column not in row.values:
                 return BrokenRow(row.where, f"has no column {column!r} (its columns: {_names(row.values)})")
             value = row.values[column]
-            if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            if (
+                value is None
+                or (isinstance(value, float) and value != value)
+                or (isinstance(value, str) and not value.strip())
+            ):
                 return BrokenRow(row.where, f"{column!r} is empty")
-            if name == "text":
+            if name in TEXTS:
                 if not isinstance(value, str):
                     return BrokenRow(row.where, f"{column!r} is {type(value).__name__}, not text")
                 problem = text_problem(value)
@@ -228,8 +236,8 @@ class Holdout:
                 self.thresholds[label] = positions[cut] if cut < len(positions) else 1.0
 
     def _position(self, row: Row) -> float:
-        # Answers to one prompt stay together: seeing one of them in training would give the others away.
-        content = row.values.get("prompt", row.values["text"])
+        # By the first column: seeing one answer to a prompt in training would give the others away.
+        content = next(iter(row.values.values()))
         key = str(row.values[self.group]) if self.group else str(content).strip()
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
@@ -239,31 +247,66 @@ class Holdout:
         return self._position(row) < threshold
 
 
-def texts_of(given: str, column: str) -> list[str]:
-    """Return the texts that an argument of `predict` stands for: a file's rows (txt: its lines), or the text itself.
+def asked_of(given: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the inputs that an argument of `predict` stands for.
+
+    Args:
+        given: a file (txt: an input a line), a JSON object of columns, or plain text for the first column.
+        columns: what an input needs: the task's names, to the names in files.
 
     Raises:
-        UserError: a file has a row without usable text; nothing is left out silently.
+        UserError: an input lacks a column or has no usable text; nothing is left out silently.
     """
     path = Path(given) if len(given) < 4096 and "\n" not in given and "\x00" not in given else None
     if path is None or not path.is_file():
-        if problem := text_problem(given):
-            raise UserError(f"The text {given[:40]!r} {problem}.")
-        return [given]
+        return [_asked(given, columns)]
     [part] = find_parts([given], "input", lambda name, setting: [])
-    if part.source.name == "text":
+    if part.source.name != "text":
+        rows: Iterable[Any] = Rows([part], columns).read()
+    else:
         from burnish.data.files import open_lines
 
-        rows: Iterable[Any] = (
-            line if isinstance(line, BrokenRow) else Row({"text": line.rstrip("\n")}, f"{path}:{number}")
+        rows = (
+            line if isinstance(line, BrokenRow) else Row(_asked(line.rstrip("\n"), columns), f"{path}:{number}")
             for number, line in open_lines(path)
             if isinstance(line, BrokenRow) or line.strip()
         )
-    else:
-        rows = Rows([part], {"text": column}).read()
-    texts = []
+    found = []
     for row in rows:
         if isinstance(row, BrokenRow):
             raise UserError(f"{row.where}: {row.reason}.")
-        texts.append(row.values["text"])
-    return texts
+        found.append(dict(row.values))
+    return found
+
+
+def _asked(given: str, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return one input from plain text, or from a JSON object where more than one column is needed."""
+    shown = given if len(given) <= 40 else given[:40] + "..."
+    if problem := text_problem(given):
+        raise UserError(f"The text {shown!r} {problem}.")
+    if len(columns) == 1:
+        return {next(iter(columns)): given}
+    example = json.dumps({column: "..." for column in columns.values()})
+    try:
+        values = json.loads(given)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{shown!r}: give a JSON object with the columns, such as {example}, or a file with them.")
+    return checked_input(values, columns, shown)
+
+
+def checked_input(values: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Return an input with the task's names for its columns; it may be given with them, or with the files' names.
+
+    Raises:
+        UserError: a column is missing, or not what it should be.
+    """
+    named = {column: values.get(column, values.get(name)) for name, column in columns.items()}
+    missing = [column for column, value in named.items() if value is None]
+    if missing:
+        raise UserError(f"{where}: has no {missing[0]!r}; an input needs {', '.join(columns.values())}.")
+    row = Rows([], columns).checked(Row(named, where))
+    if isinstance(row, BrokenRow):
+        raise UserError(f"{row.where}: {row.reason}.")
+    return dict(row.values)

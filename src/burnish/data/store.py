@@ -92,14 +92,17 @@ def _write(folder: Path, examples: Iterable[tuple[Example, str]]) -> None:
         raise UserError("The data holds no text to learn from after encoding; give more rows.")
     for name, values in pieces.items():
         flat = np.concatenate(values)
-        low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
-        smallest = next(kind for kind in _integers(low) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
-        np.save(folder / f"{name}.values.npy", flat.astype(smallest))
+        np.save(folder / f"{name}.values.npy", flat.astype(np.float32 if flat.dtype.kind == "f" else _smallest(flat)))
         offsets = np.zeros(len(values) + 1, np.int64)
         np.cumsum([len(value) for value in values], out=offsets[1:])
         np.save(folder / f"{name}.offsets.npy", offsets)
     (folder / "where.txt").write_text("".join(f"{place}\n" for place in places), encoding="utf-8")
     (folder / "store.json").write_text(json.dumps({"features": list(pieces), "size": len(places)}))
+
+
+def _smallest(flat: np.ndarray) -> type[np.integer]:
+    low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
+    return next(kind for kind in _integers(low) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
 
 
 def _integers(low: int) -> Iterator[type[np.integer]]:

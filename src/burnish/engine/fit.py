@@ -79,6 +79,8 @@ class Fit:
             return self.no_stack
         if not self.stack.packed:
             return "rows are padded"
+        if type(self.task).vary is not Task.vary:
+            return "the rows change from epoch to epoch"
         return self.stack.find_prefix(self.forward, self.together) or (
             None if self.stack.depth else "the lowest layer trains"
         )

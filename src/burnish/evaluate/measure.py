@@ -62,7 +62,7 @@ def score(
     parts = [part for rank in group.gather(parts) for part in rank]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     back = np.argsort(joined.pop("index"), kind="stable")
-    return {name: values[back] for name, values in joined.items()}
+    return task.join({name: values[back] for name, values in joined.items()})
 
 
 def sound_metrics(task: Task, records: Records) -> dict[str, float]:

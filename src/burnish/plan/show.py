@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from burnish.config import Config
+from burnish.env import versions
 from burnish.optim.schedules import Schedule
 from burnish.plan.derive import Plan
 from burnish.units import readable_bytes, readable_count, readable_seconds
@@ -87,3 +88,16 @@ def profile_rows(found: dict[str, Any]) -> Rows:
     """Return where the time of a step went: its parts, then the operators that took most."""
     rows = [(name, f"{share:.1%}", "") for name, share in found["parts"].items()]
     return rows + [("operator", f"{share:.1%}", name) for name, share in found["operators"].items()]
+
+
+def changes(environment: dict[str, Any], wanted_threads: int | None, threads: int) -> list[str]:
+    """Return what differs from when a run began, of all that its last bits depend on."""
+    before = environment["versions"]
+    notes = [
+        f"note: {name} is {version} now, was {before.get(name)}; equal bits are not promised across versions"
+        for name, version in versions().items()
+        if before.get(name) != version
+    ]
+    if wanted_threads not in (None, threads):
+        notes.append(f"note: going on with {threads} threads as the run began; the last bits depend on it")
+    return notes

@@ -6,6 +6,7 @@ Kinds of figures a task may return (an unknown kind is left out of the page; a n
     matrix       {"labels": [NAME], "values": [[COUNT]]}                     rows: true label, columns: predicted label
     calibration  {"points": [{"confidence": P, "accuracy": P, "rows": N}]}   one point per bin that has rows
     texts        {"rows": [{"prompt": TEXT, "temperature": T, "text": TEXT}]}
+    table        {"columns": [NAME], "rows": [[TEXT or NUMBER]]}
 
 Every figure has a "title", and a "split" if it belongs to one.
 """

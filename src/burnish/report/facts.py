@@ -19,7 +19,7 @@ from burnish.units import readable_bytes
 
 #: Metric to its name in words and what it says, in one line.
 METRICS = {
-    "loss": ("loss", "Mean cross-entropy in nats per target. Lower is better; 0 is always certain and right."),
+    "loss": ("loss", "Mean loss per target (cross-entropy: in nats). Lower is better; 0 is always certain and right."),
     "perplexity": (
         "perplexity",
         "e to the power of the loss: as unsure as choosing evenly among this many tokens. Lower is better.",
@@ -34,6 +34,20 @@ METRICS = {
         "Mean over the labels of F1, the balance of precision and recall; a rare label counts as much as a common one. "
         "Higher is better.",
     ),
+    "micro_f1": ("micro F1", "F1 of all labels of all rows counted together. Higher is better."),
+    "exact_match": ("exact match", "Share of rows that are right in every part. Higher is better."),
+    "mean_absolute_error": (
+        "mean absolute error",
+        "Mean distance of the predicted value from the true one. Lower is better.",
+    ),
+    "pearson": ("Pearson correlation", "How nearly predicted and true values lie on a line: 1 is perfect, 0 is none."),
+    "spearman": (
+        "Spearman correlation",
+        "How nearly predictions have the order of the true values: 1 is perfect, 0 is none.",
+    ),
+    "f1": ("F1", "Balance of precision and recall. Higher is better."),
+    "precision": ("precision", "Share of what was found that is right. Higher is better."),
+    "recall": ("recall", "Share of what is there that was found. Higher is better."),
     "matthews": (
         "Matthews correlation",
         "Correlation of predicted and true labels, fair to uneven labels: 1 is perfect, 0 is guessing.",

@@ -22,7 +22,7 @@ def draw(figure: Figure) -> Markup | None:
     body = renderer(figure) if renderer else None
     if not body:
         return None
-    wide = figure["kind"] == "texts" or len(figure.get("labels", [])) > 8
+    wide = figure["kind"] in ("texts", "table") or len(figure.get("labels", [])) > 8
     split = Markup(' <span class="split">{}</span>').format(figure["split"]) if figure.get("split") else ""
     return Markup('<section class="panel{}"><h2>{}{}</h2>{}</section>').format(
         " wide" if wide else "", figure.get("title", ""), split, body
@@ -91,9 +91,29 @@ def texts(figure: Figure) -> Markup | None:
     return Markup("").join(parts)
 
 
+def table(figure: Figure) -> Markup | None:
+    """Return rows of a table; numbers stand to the right."""
+    if not figure["rows"]:
+        return None
+    head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in figure["columns"])
+    rows = Markup("").join(
+        Markup("<tr>{}</tr>").format(Markup("").join(_entry(value) for value in row)) for row in figure["rows"]
+    )
+    return Markup(
+        '<div class="scroll"><table class="table"><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    ).format(head, rows)
+
+
+def _entry(value: Any) -> Markup:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Markup('<td class="number">{}</td>').format(f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
+    return Markup("<td>{}</td>").format(value)
+
+
 #: Kind to its renderer: figure to what stands below its title, or None if there is nothing to show.
 FIGURES: dict[str, Callable[[Figure], Markup | None]] = {
     "matrix": matrix,
     "calibration": calibration,
     "texts": texts,
+    "table": table,
 }

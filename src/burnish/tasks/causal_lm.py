@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +50,10 @@ class TextGeneration(Task):
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
-        return {"text": data.text} | ({"prompt": data.prompt} if data.prompt else {})
+        return ({"prompt": data.prompt} if data.prompt else {}) | {"text": data.text}
 
     @classmethod
-    def learn(cls, rows: Iterable[Row]) -> dict[str, Any]:
+    def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
         """Keep three prompts, or the beginnings of three texts, for the report."""
         prompts: list[str] = []
         paired = False
@@ -233,6 +233,9 @@ class TextGeneration(Task):
                 rows.append({"prompt": prompt, "temperature": temperature, "text": text})
         return [{"kind": "texts", "title": "Generated text", "rows": rows}]
 
-    def predict(self, model: Any, texts: Sequence[str], settings: GenerateSettings, seed: int) -> list[dict[str, Any]]:
+    def predict(
+        self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
+    ) -> list[dict[str, Any]]:
+        texts = [given["text"] for given in asked]
         answers = generate(model, self.tokenizer, texts, settings, seed)
         return [{"text": text, "generated": answer} for text, answer in zip(texts, answers, strict=True)]
