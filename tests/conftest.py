@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +53,16 @@ def reviews_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer = csv.writer(handle)
         writer.writerow(["text", "label"])
         writer.writerows(sentiment_rows(200))
+    return path
+
+
+@pytest.fixture(scope="session")
+def words_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jsonl of 120 short texts, each with its words in reverse order as its target."""
+    path = tmp_path_factory.mktemp("words") / "words.jsonl"
+    texts = [" ".join(text.split()[:5]) for text in sentences(120)]
+    rows = [{"text": text, "target": " ".join(reversed(text.split()))} for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 

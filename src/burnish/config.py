@@ -190,12 +190,19 @@ class GenerateSettings(Settings):
 
     max_tokens: int = Field(100, ge=1, le=1_000_000)
     """Most new tokens."""
-    temperature: float = Field(0.8, ge=0, le=100)
-    """Sharpness of sampling; 0 always takes the likeliest token."""
+    temperature: float | None = Field(None, ge=0, le=100)
+    """Sharpness of sampling; 0 always takes the likeliest token. Default: 0.8 for running text, 0 for translations and
+    summaries."""
     top_k: int = Field(50, ge=0)
     """Sample among this many likeliest tokens; 0 is all."""
     top_p: float = Field(0.95, gt=0, le=1)
     """Sample among the likeliest tokens that hold this share of the probability."""
+    beams: int = Field(1, ge=1, le=64)
+    """Sequences that are followed at once to find the likeliest; more than one leaves sampling out."""
+    length_penalty: float = Field(1.0, ge=-10, le=10)
+    """With beams: above 0 longer answers are preferred, below 0 shorter ones."""
+    stop: Texts = ()
+    """Texts that end an answer; they are no part of it."""
 
 
 class CheckpointSettings(Settings):

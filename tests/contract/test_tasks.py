@@ -15,12 +15,12 @@ from burnish.terminal import Terminal
 from helpers import result_of
 
 QUIET = Terminal(quiet=True)
-ASKED: dict[str, list] = {}
+ASKED: dict[str, list] = {"fill-mask": ["the good old [MASK]", "never a [MASK] stone"]}
 """What is asked of tasks that need more than a text."""
 
 
 @pytest.fixture
-def toy(text_file: Path, reviews_file: Path, tiny_bert: Path) -> dict[str, dict]:
+def toy(text_file: Path, reviews_file: Path, tiny_bert: Path, words_file: Path) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     return {
         "text-generation": {
@@ -29,6 +29,21 @@ def toy(text_file: Path, reviews_file: Path, tiny_bert: Path) -> dict[str, dict]
             "train": {"length": "60 steps", "batch": 8, "sequence": 32, "precision": "fp32", "dropout": 0.1},
             "optim": {"lr": 3e-3},
             "generate": {"max_tokens": 4},
+        },
+        "fill-mask": {
+            "model": {"preset": "bert-nano", "vocab_size": 300},
+            "data": {"train": str(text_file)},
+            "train": {"length": "80 steps", "batch": 8, "sequence": 32, "precision": "fp32"},
+            "optim": {"lr": 3e-3},
+        },
+        **{
+            name: {
+                "model": {"preset": preset, "vocab_size": 300},
+                "data": {"train": str(words_file)},
+                "train": {"length": "60 steps", "batch": 8, "sequence": 32, "precision": "fp32"},
+                "optim": {"lr": 3e-3},
+            }
+            for name, preset in (("translation", "transformer-nano"), ("summarization", "t5-nano"))
         },
         "text-classification": {
             "model": {"path": str(tiny_bert)},

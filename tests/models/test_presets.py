@@ -27,7 +27,7 @@ def _config(name: str):
 def test_parameters_are_as_stated_and_dropout_is_off(name: str) -> None:
     """Counted on the meta device, where even the largest takes no memory."""
     config = _config(name)
-    assert parameter_count(skeleton("AutoModelForCausalLM", config)) == find_preset(name).parameters
+    assert parameter_count(skeleton(find_preset(name).auto_class, config)) == find_preset(name).parameters
     assert dropout_of(config) == 0
 
 

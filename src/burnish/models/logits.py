@@ -53,6 +53,15 @@ def loss_sum(model: Any, inputs: Mapping[str, Any], labels: torch.Tensor, places
     return linear_cross_entropy(hidden, head.weight, labels, bias=head.bias, scale=scores.scale, softcap=scores.softcap)
 
 
+def logits_at(model: Any, inputs: Mapping[str, Any], places: torch.Tensor) -> torch.Tensor:
+    """Return the logits at some positions of the batch, row by row: float32 [targets, vocabulary]."""
+    if whole_logits(model):
+        return _whole(model, inputs, places)
+    head, hidden, scores = _scored(model, inputs, places)
+    logits = functional.linear(hidden, head.weight, head.bias).float() * scores.scale
+    return logits if scores.softcap is None else scores.softcap * torch.tanh(logits / scores.softcap)
+
+
 @torch.no_grad()
 def losses(model: Any, inputs: Mapping[str, Any], labels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy of each target in nats, without gradient: float32 [targets]."""
@@ -78,17 +87,20 @@ def _tried(model: Any) -> str | None:
         return f"{type(model).__name__} has no single linear layer that makes its logits"
     device = head.weight.device
     ids = torch.arange(3, 11, device=device).view(2, 4) % head.out_features
-    given = {"input_ids": ids}, torch.tensor([1, 2, 0], device=device), torch.tensor([1, 2, 7], device=device)
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    given = inputs, torch.tensor([1, 2, 0], device=device), torch.tensor([1, 2, 7], device=device)
     ways, training = [], model.training
     model.eval()
     try:
-        for reason in (None, "to compare"):
+        for reason in ("to compare", None):
             model._burnish_whole_logits = reason
             ways.append(losses(model, *given))
+    except (RuntimeError, IndexError):
+        return f"{type(model).__name__} does something of its own to its logits"
     finally:
         model.train(training)
         del model._burnish_whole_logits
-    apart = float((ways[0] - ways[1]).norm() / ways[1].norm())
+    apart = float((ways[1] - ways[0]).norm() / ways[0].norm())
     tolerance = _TOLERANCE if head.weight.dtype == torch.float32 else _TOLERANCE_BF16
     return None if apart <= tolerance else f"{type(model).__name__} does more to its logits than is known"
 

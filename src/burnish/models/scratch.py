@@ -20,6 +20,7 @@ class Preset:
         options: settings of its config.
         parameters: how many parameters it has, as published where it is.
         source: paper or reference implementation.
+        auto_class: the transformers Auto class whose parameters are counted.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Preset:
     options: dict[str, Any]
     parameters: int
     source: str
+    auto_class: str = "AutoModelForCausalLM"
 
 
 class Family(ABC):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.errors import UserError
-from burnish.generate.sample import generate
+from burnish.generate.sample import TEMPERATURE, generate
 from burnish.task import Batch, Example, Records, Row, Task
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class TextGeneration(Task):
     def samples(self, model: Any, settings: GenerateSettings) -> list[dict[str, Any]]:
         prompts = list(self.settings.prompts or self.facts.get("prompts", []))[:3] or [""]
         rows = []
-        for temperature in (0.0, settings.temperature or 0.8):
+        for temperature in (0.0, settings.temperature or TEMPERATURE):
             chosen = settings.model_copy(update={"temperature": temperature})
             for prompt, text in zip(prompts, generate(model, self.tokenizer, prompts, chosen, seed=0), strict=True):
                 rows.append({"prompt": prompt, "temperature": temperature, "text": text})

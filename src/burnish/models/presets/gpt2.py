@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from burnish.models.scratch import Family, Preset
 
 #: name: layers, heads, width, context, vocabulary, parameters
@@ -16,8 +18,28 @@ _SIZES = {
 }
 
 
+def gpt2_options(layers: int, heads: int, width: int, context: int, vocabulary: int) -> dict[str, Any]:
+    """Return the settings of a GPT-2 config of this size.
+
+    Dropout is 0: with one pass over much data it only slows learning, and without it a step can be cut in any way.
+    """
+    return {
+        "n_layer": layers,
+        "n_head": heads,
+        "n_embd": width,
+        "n_positions": context,
+        "vocab_size": vocabulary,
+        # The same tanh approximation as the published "gelu_new", as one fused operation.
+        "activation_function": "gelu_pytorch_tanh",
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "summary_first_dropout": 0.0,
+    }
+
+
 class Gpt2(Family):
-    """Dropout is 0: with one pass over much data it only slows learning, and without it a step can be cut in any way."""
+    """As published, but without dropout."""
 
     name = "gpt2"
 
@@ -26,19 +48,7 @@ class Gpt2(Family):
             Preset(
                 name,
                 "gpt2",
-                {
-                    "n_layer": layers,
-                    "n_head": heads,
-                    "n_embd": width,
-                    "n_positions": context,
-                    "vocab_size": vocabulary,
-                    # The same tanh approximation as the published "gelu_new", as one fused operation.
-                    "activation_function": "gelu_pytorch_tanh",
-                    "embd_pdrop": 0.0,
-                    "resid_pdrop": 0.0,
-                    "attn_pdrop": 0.0,
-                    "summary_first_dropout": 0.0,
-                },
+                gpt2_options(layers, heads, width, context, vocabulary),
                 parameters,
                 "Radford et al. 2019, Table 2; openai/gpt-2" if width >= 768 else "the same architecture, smaller",
             )
