@@ -75,6 +75,12 @@ class FillMask(Task):
     def model_options(self) -> dict[str, Any]:
         return {"pad_token_id": self.tokenizer.pad_token_id, "is_decoder": False}
 
+    def check(self, model: Any) -> None:
+        """Try how the model's logits can be computed."""
+        from burnish.models.logits import whole_logits
+
+        whole_logits(model)
+
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         before, after = self._frame()
         room = sequence - len(before) - len(after)

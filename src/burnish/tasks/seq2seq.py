@@ -54,7 +54,10 @@ class Seq2Seq(Task):
         return {"pad_token_id": pad_id(self.tokenizer)}
 
     def check(self, model: Any) -> None:
-        """Refuse a model that does not know how its answers begin."""
+        """Say how answers begin where the model does not, and try how its logits can be computed."""
+        from burnish.models.logits import whole_logits
+
+        whole_logits(model)
         if getattr(model.config, "decoder_start_token_id", None) is None:
             model.config.decoder_start_token_id = pad_id(self.tokenizer)
             model.generation_config.decoder_start_token_id = pad_id(self.tokenizer)
