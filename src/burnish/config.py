@@ -111,6 +111,21 @@ class FreezeSettings(Settings):
     """Keep what the frozen layers give for each row, so that they are computed once: auto, off, or a folder for it."""
 
 
+class AdapterSettings(Settings):
+    """Small matrices that are trained beside a pretrained model's linear layers, which stay as they are."""
+
+    kind: Literal["none", "lora", "dora"] = "none"
+    """lora: a product of two narrow matrices is added to a layer; dora: the same, with the layer's norms learned apart."""
+    rank: int = Field(16, ge=1, le=4096)
+    """Width between the two matrices."""
+    alpha: int | None = Field(None, ge=1)
+    """What is added counts alpha / rank. Default: twice the rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of what goes into the adapters."""
+    targets: Texts = ()
+    """Linear layers that get one, by patterns of their names (`*attention*`). Default: all of the backbone."""
+
+
 class OptimSettings(Settings):
     """How parameters are updated."""
 
@@ -242,6 +257,7 @@ class Config(Settings):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     freeze: FreezeSettings = FreezeSettings()
+    adapter: AdapterSettings = AdapterSettings()
     optim: OptimSettings = OptimSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     train: TrainSettings = TrainSettings()

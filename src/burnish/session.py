@@ -24,6 +24,7 @@ from burnish.engine.rates import speed
 from burnish.env import cache_dir, describe, keep_freed_memory, peak_flops
 from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score, sound_metrics
+from burnish.models.adapter import adapt, merged, save_adapter
 from burnish.models.freeze import freeze, set_training_mode
 from burnish.models.load import build, make_config, parameter_count, quiet, skeleton, trainable_count
 from burnish.models.load import describe as describe_model
@@ -157,6 +158,7 @@ class Session:
         why["sequence"] = choose_sequence(config, self.model_config)[1]
         model = skeleton(self.task_class.auto_class, self.model_config)
         total = parameter_count(model)
+        adapt(model, config.adapter, config.freeze)
         freeze(model, config.freeze)
         Optimizers(model, config.optim, 1.0)  # refuses unknown names and patterns
         if config.parallel.ranks > 1 and config.optim.name not in ELEMENTWISE:
@@ -248,6 +250,7 @@ class Session:
         torch.manual_seed(config.run.seed)
         model, self.loaded = build(self.task_class.auto_class, self.model_config, self.source)
         model.to(plan.device)
+        adapt(model, config.adapter, config.freeze)
         self.frozen = freeze(model, config.freeze)
         if plan.device == "cpu":
             swap_dropout(model)
@@ -546,8 +549,10 @@ class Session:
         target = self.folder.model
         temporary = target.with_name(f".tmp-model-{os.getpid()}")
         with quiet(), self.job.weights.in_float32():
-            self.job.model.save_pretrained(str(temporary))
+            self.job.model.save_pretrained(str(temporary), state_dict=merged(self.job.model))
         self.task.tokenizer.save_pretrained(str(temporary))
+        if self.config.adapter.kind != "none":
+            save_adapter(self.job.model, temporary / "adapter", str(self.config.model.path))
         replace_folder(temporary, target)
 
 

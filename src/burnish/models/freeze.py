@@ -22,7 +22,7 @@ def freeze(model: Any, settings: FreezeSettings) -> list[Any]:
             raise UserError("freeze.layers: this model has no head of its own, so `all` would freeze everything.")
         still.append(model.base_model)
     elif settings.layers:
-        still += _lowest(model, settings.layers)
+        still += lowest(model, settings.layers)
     for module in still:
         module.requires_grad_(False)
     for pattern in settings.pattern:
@@ -46,7 +46,7 @@ def _is_frozen(module: Any) -> bool:
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
-def _lowest(model: Any, count: int) -> list[Any]:
+def lowest(model: Any, count: int) -> list[Any]:
     """Return what lies below layer `count`: every module registered before the stack in its parent, and the layers."""
     name, stack = find_stack(model)
     if not 0 < count <= len(stack):

@@ -136,6 +136,8 @@ def choose_lr(config: Config, model: Any) -> tuple[float, str]:
     if config.model.path is None:
         rate = 0.003239 - 0.0001395 * math.log(parameter_count(model))
         return float(f"{max(rate, 1e-4):.2g}"), "from scratch: 0.003239 - 0.0001395 ln N (Kaplan et al. 2020, eq. D.1)"
+    if config.adapter.kind != "none":
+        return 5e-4, "adapters start from nothing, so they take about ten times the rate of fine-tuning"
     if trainable_count(model) < 0.02 * parameter_count(model):
         return 1e-3, "only the head trains"
     return 5e-5, "fine-tuning (Devlin et al. 2019, appendix A.3)"

@@ -1,0 +1,131 @@
+"""Adapters: a pretrained model stays as it is, and small matrices beside its linear layers are trained (peft)."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from pathlib import Path
+from typing import Any
+
+from burnish.config import AdapterSettings, FreezeSettings
+from burnish.errors import UserError
+from burnish.models.freeze import lowest
+
+_PART = ".base_layer."
+
+
+def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None:
+    """Put adapters beside the backbone's linear layers; of the model, only they and a task's own head go on training.
+
+    Layers that `freeze.layers` names get none, so that what they give can be kept.
+
+    Raises:
+        UserError: peft is not installed, or nothing fits the settings.
+
+    Source: Hu et al. 2022 (LoRA), Liu et al. 2024 (DoRA); peft.
+    """
+    if settings.kind == "none":
+        return
+    if frozen.layers == "all":
+        raise UserError(
+            "adapter.kind: with --freeze.layers all no layer is left for adapters; give a number of layers."
+        )
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError('adapter.kind: adapters need the package peft: pip install "burnish[adapters]".') from error
+    targets = _targets(model, settings, frozen)
+    head = [] if model.get_output_embeddings() is not None else _outside(model)
+    trained = {id(value) for value in head if value.requires_grad}
+    made = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha or 2 * settings.rank,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        use_dora=settings.kind == "dora",
+    )
+    peft.inject_adapter_in_model(made, model)
+    for value in model.parameters():
+        if id(value) in trained:
+            value.requires_grad_(True)
+
+
+def _targets(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> list[str]:
+    """Return the names of the linear layers that get an adapter."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    count = frozen.layers if isinstance(frozen.layers, int) else 0  # `all` was refused
+    below = {id(inner) for module in lowest(model, count) for inner in module.modules()} if count else set()
+    heads = {id(model.get_output_embeddings())}
+    if model.base_model is not model:
+        heads |= {id(m) for m in model.modules()} - {id(m) for m in model.base_model.modules()}
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and id(module) not in below | heads
+    ]
+    chosen = [
+        name for name in linear if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.targets or ("*",))
+    ]
+    if not chosen:
+        shown = f"; they are named like {linear[len(linear) // 2]!r}" if linear else ""
+        raise UserError(f"adapter.targets: {', '.join(settings.targets)} matches no linear layer of the model{shown}.")
+    return chosen
+
+
+def _outside(model: Any) -> list[Any]:
+    """Return the parameters of the model that are not its backbone's."""
+    if model.base_model is model:
+        return []
+    inside = {id(value) for value in model.base_model.parameters()}
+    return [value for value in model.parameters() if id(value) not in inside]
+
+
+def adapted_layers(model: Any) -> list[tuple[str, Any]]:
+    """Return the layers that have an adapter, with their names."""
+    if not hasattr(model, "peft_config"):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def merged(model: Any) -> dict[str, Any] | None:
+    """Return the model's tensors with every adapter merged into its layer, under the names of the model without them.
+
+    The model itself stays bit for bit what it was. None: it has no adapters.
+    """
+    layers = adapted_layers(model)
+    if not layers:
+        return None
+    weights = {}
+    for name, layer in layers:
+        exact = layer.base_layer.weight.data
+        layer.base_layer.weight.data = exact.clone()
+        layer.merge(safe_merge=True)
+        weights[f"{name}.weight"] = layer.base_layer.weight.data.clone()
+        layer.unmerge()  # works in place, and rounds
+        layer.base_layer.weight.data = exact
+    plain = {name.replace(_PART, "."): value for name, value in model.state_dict().items() if ".lora_" not in name}
+    return plain | weights
+
+
+def save_adapter(model: Any, folder: Path, base: str) -> None:
+    """Write the adapters alone as peft's `PeftModel.from_pretrained(base, folder)` reads them.
+
+    Args:
+        base: the model they belong to.
+    """
+    import peft
+    from safetensors.torch import save_file
+
+    os.makedirs(folder, exist_ok=True)
+    found = peft.get_peft_model_state_dict(model)
+    save_file(
+        {f"base_model.model.{name}": value.contiguous() for name, value in found.items()},
+        folder / "adapter_model.safetensors",
+    )
+    made = model.peft_config["default"]
+    made.base_model_name_or_path = base
+    made.save_pretrained(str(folder))
