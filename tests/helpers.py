@@ -96,7 +96,7 @@ def result_of(folder: Path) -> dict[str, object]:
     }
 
 
-def session_of(task: str, folder: Path, **settings: Any) -> Session:
+def session_of(task: str, folder: Path, /, **settings: Any) -> Session:
     """Return a run whose model is built and that could train; nothing is written."""
     from burnish.api import resolve
     from burnish.run import RunFolder
@@ -110,7 +110,7 @@ def session_of(task: str, folder: Path, **settings: Any) -> Session:
     return session
 
 
-def trained(task: str, folder: Path, **settings: Any) -> Session:
+def trained(task: str, folder: Path, /, **settings: Any) -> Session:
     """Return a run that has trained to its end, or goes on to it; without the report and the exported model."""
     from burnish.engine.guard import StopSignal
 

@@ -158,13 +158,13 @@ def load(path: str | Path) -> Run:
 
 
 def train(
-    task: str | None = None, *, dry_run: bool = False, terminal: Terminal | None = None, **settings: Any
+    task: str | None = None, /, *, dry_run: bool = False, terminal: Terminal | None = None, **settings: Any
 ) -> Run | dict[str, Any]:
     """Train, continue or recognise a run, and return it; with `dry_run`, return the plan and write nothing.
 
     Args:
         task: a task name or the path of a recipe.
-        settings: groups of settings, over the recipe's: `model="gpt2"`, `data={"train": "x.csv"}`, `optim={"lr": 1e-4}`.
+        settings: groups of settings, over the recipe's: `model="gpt2"`, `data={"train": "x.csv"}`, `task={"kind": "multi"}`.
 
     Raises:
         UserError: something in the settings or the data can be mended.

@@ -86,6 +86,8 @@ class DataSettings(Settings):
     """Column that holds a list of words (token-classification)."""
     tags: str = "tags"
     """Column that holds the tag of each word (token-classification)."""
+    messages: str | None = None
+    """Column that holds a conversation, a list of messages with role and content (text-generation)."""
     label: str = "label"
     """Column that holds the label."""
     group: str | None = None

@@ -87,8 +87,9 @@ class Opened:
     @property
     def asks(self) -> dict[str, str]:
         """The columns a prediction needs: the task's names, to the names in files."""
-        columns = {"text": self.config.data.text} | self.task_class.columns(self.config.data)
-        return {name: columns[name] for name in self.task_class.asks if name in columns}
+        columns = self.task_class.columns(self.config.data)
+        asked = {name: columns[name] for name in self.task_class.asks if name in columns}
+        return asked or {"text": self.config.data.text}
 
     def predict(
         self, asked: Sequence[str | Mapping[str, Any]], generate: Mapping[str, Any], seed: int

@@ -137,7 +137,9 @@ def show_answer(answer: dict[str, Any]) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     if "generated" in answer:
-        console.print(answer["text"], style="bold", end="", markup=False)
+        asked = answer.get("text", answer.get("messages"))
+        ends = "" if "text" in answer else "\n"
+        console.print(asked if isinstance(asked, str) else asked[-1]["content"], style="bold", end=ends, markup=False)
         console.print(answer["generated"], markup=False)
         console.print()
         return

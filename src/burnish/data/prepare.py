@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config import Config
+from burnish.data.chat import conversation
 from burnish.data.hub import fetch_dataset
 from burnish.data.rows import TEXTS, BrokenRow, Holdout, Rows, Side, find_parts
 from burnish.data.store import Store
@@ -115,6 +116,8 @@ def documents(rows: Iterable[Row]) -> Iterable[str]:
     for row in rows:
         for name in sorted(TEXTS & row.values.keys()):
             yield from re.findall(r"(?s).{1,100000}", row.values[name])
+        if "messages" in row.values:
+            yield from (message["content"] for message in conversation(row.values["messages"], row.where))
 
 
 def recount(splits: Splits, stores: dict[str, Store]) -> dict[str, Any]:

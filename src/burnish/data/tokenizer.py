@@ -143,4 +143,5 @@ def fill_up(tokenizer: Any, examples: Sequence[Mapping[str, np.ndarray]]) -> tup
 def content_of(tokenizer: Any) -> str:
     """Return a text that is the same for tokenizers that encode alike."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    known = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return f"{known}{tokenizer.chat_template or ''}"

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.data.chat import answers, conversation, end_of_turn, set_template, written
 from burnish.errors import UserError
 from burnish.generate.sample import TEMPERATURE, generate
 from burnish.task import Batch, Example, Records, Row, Task
@@ -26,6 +27,8 @@ class CausalLmSettings(TaskSettings):
 
     context: float = Field(0.5, ge=0, lt=1)
     """Share of each evaluated sequence that is given as context, not scored, so that no token is scored without any."""
+    template: str | None = None
+    """How a conversation is written out: `chatml`, or a file with a Jinja template. Default: the tokenizer's own."""
     prompts: tuple[str, ...] = ()
     """Three beginnings the report continues. Default: taken from the validation text."""
 
@@ -38,26 +41,41 @@ class TextGeneration(Task):
     first. In evaluation the sequences overlap by `context`, and each token is still scored once.
 
     With a prompt column (`data.prompt`) each row is a sequence of its own: the prompt, then the text and the end-of-text
-    token, and only these two are targets.
+    token, and only these two are targets. With conversations (`data.messages`) only what the assistant writes is, the mark
+    that ends its turn included.
     """
 
     name = "text-generation"
-    version = 2
+    version = 3
     Settings = CausalLmSettings
     auto_class = "AutoModelForCausalLM"
+    asks = ("messages", "text")
     metric_names = ("bits_per_byte", "loss", "perplexity")
     lower_is_better = frozenset({"loss", "perplexity", "bits_per_byte"})
 
+    def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
+        super().__init__(settings, tokenizer, facts)
+        if self.settings.template:
+            set_template(tokenizer, self.settings.template)
+
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
+        if data.messages:
+            return {"messages": data.messages}
         return ({"prompt": data.prompt} if data.prompt else {}) | {"text": data.text}
 
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
         """Keep three prompts, or the beginnings of three texts, for the report."""
         prompts: list[str] = []
-        paired = False
+        paired = chats = False
         for row in rows:
+            if "messages" in row.values:
+                chats = True
+                prompts.append(conversation(row.values["messages"], row.where)[0]["content"])
+                if len(prompts) == 3:
+                    break
+                continue
             paired = "prompt" in row.values
             words = row.values["text"].split()
             if paired:
@@ -66,10 +84,10 @@ class TextGeneration(Task):
                 prompts.append(" ".join(words[:6]))
             if len(prompts) == 3:
                 break
-        return {"prompts": prompts, "paired": paired}
+        return {"prompts": prompts, "paired": paired, "chats": chats}
 
     def cuts_long_rows(self) -> bool:
-        return self.facts.get("paired", False)
+        return self.facts.get("paired", False) or self.facts.get("chats", False)
 
     def check(self, model: Any) -> None:
         """Refuse a model that sees the tokens it should predict, as an encoder with a language head does."""
@@ -94,6 +112,9 @@ class TextGeneration(Task):
         end = self.tokenizer.eos_token_id
         if end is None:
             end = self.tokenizer.sep_token_id or 0
+        if self.facts.get("chats"):
+            yield from self._chats(rows, sequence)
+            return
         if self.facts.get("paired"):
             yield from self._pairs(rows, sequence, end)
             return
@@ -151,6 +172,32 @@ class TextGeneration(Task):
                 }
                 yield example, row.where
 
+    def _chats(self, rows: Iterable[Row], sequence: int) -> Iterator[tuple[Example, str]]:
+        """Yield each conversation, or each answer of it, with the tokens the assistant writes as targets.
+
+        Raises:
+            UserError: no answer begins within `sequence` tokens.
+        """
+        for row in rows:
+            messages = conversation(row.values["messages"], row.where)
+            for text, stretches in answers(self.tokenizer, messages, row.where):
+                found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+                ids, starts = found["input_ids"][: sequence + 1], [start for start, _ in found["offset_mapping"]]
+                scored = [any(first <= start < end for first, end in stretches) for start in starts[: len(ids)]]
+                if not any(scored[1:]):
+                    raise UserError(
+                        f"{row.where}: no answer begins within {sequence} tokens. Give a larger --train.sequence, or "
+                        "shorten the conversation."
+                    )
+                size = sum(len(text[first:end].encode()) for first, end in stretches)
+                kept = sum(scored) / sum(any(a <= start < b for a, b in stretches) for start in starts)
+                example = {
+                    "input_ids": np.array(ids),
+                    "scored": np.array(scored, np.uint8),
+                    "bytes": np.array([round(size * kept)]),
+                }
+                yield example, row.where
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
         found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return [list(ids) for ids in found["input_ids"]]
@@ -183,10 +230,15 @@ class TextGeneration(Task):
         inputs = np.zeros((len(examples), longest), np.int64)
         labels, places = [], []
         for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
-            ids, context = example["input_ids"], int(example["context"][0])
+            ids = example["input_ids"]
+            scored = (
+                np.flatnonzero(example["scored"][1:])
+                if "scored" in example
+                else np.arange(example["context"][0], length)
+            )
             inputs[row, :length] = ids[:-1]
-            labels.append(ids[1 + context :])
-            places.append(np.arange(context, length) + row * longest)
+            labels.append(ids[1 + scored])
+            places.append(scored + row * longest)
         # No attention mask: padding stands on the right, where causal attention never looks, and has no target.
         targets = {
             "labels": torch.from_numpy(np.concatenate(labels).astype(np.int64)),
@@ -229,13 +281,22 @@ class TextGeneration(Task):
         rows = []
         for temperature in (0.0, settings.temperature or TEMPERATURE):
             chosen = settings.model_copy(update={"temperature": temperature})
-            for prompt, text in zip(prompts, generate(model, self.tokenizer, prompts, chosen, seed=0), strict=True):
+            for prompt, text in zip(prompts, self._continued(model, prompts, chosen, seed=0), strict=True):
                 rows.append({"prompt": prompt, "temperature": temperature, "text": text})
         return [{"kind": "texts", "title": "Generated text", "rows": rows}]
 
     def predict(
         self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
     ) -> list[dict[str, Any]]:
-        texts = [given["text"] for given in asked]
-        answers = generate(model, self.tokenizer, texts, settings, seed)
-        return [{"text": text, "generated": answer} for text, answer in zip(texts, answers, strict=True)]
+        asked_for = [given.get("messages", given.get("text", "")) for given in asked]
+        found = self._continued(model, asked_for, settings, seed)
+        name = "messages" if self.facts.get("chats") else "text"
+        return [{name: given, "generated": answer} for given, answer in zip(asked_for, found, strict=True)]
+
+    def _continued(self, model: Any, prompts: Sequence[Any], settings: GenerateSettings, seed: int) -> list[str]:
+        """Return what follows each text, or the assistant's answer to each conversation (a text is one message)."""
+        if not self.facts.get("chats"):
+            return generate(model, self.tokenizer, prompts, settings, seed)
+        chats = [conversation(prompt, f"Input {number}") for number, prompt in enumerate(prompts, 1)]
+        texts = [written(self.tokenizer, chat, answer_follows=True, where="the input") for chat in chats]
+        return generate(model, self.tokenizer, texts, settings, seed, end=end_of_turn(self.tokenizer))
