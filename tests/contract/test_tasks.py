@@ -6,13 +6,15 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 
 import burnish
 from burnish.config import TaskSettings
 from burnish.engine import checkpoint
+from burnish.engine.step import accumulate
 from burnish.task import registry
 from burnish.terminal import Terminal
-from helpers import result_of
+from helpers import result_of, session_of
 
 QUIET = Terminal(quiet=True)
 ASKED: dict[str, list] = {"fill-mask": ["the good old [MASK]", "never a [MASK] stone"]}
@@ -121,3 +123,22 @@ def test_another_task_needs_one_file_and_no_edit(tmp_path: Path, reviews_file: P
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.html").exists()
+
+    def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
+        self, name: str, toy: dict[str, dict], tmp_path: Path
+    ) -> None:
+        """Micro-batches of one row, of three, and all at once; end to end where the model takes it, and padded."""
+        wanted = None
+        for micro_batch, packing in ((8, "auto"), (3, "auto"), (1, "auto"), (8, "off")):
+            given = {**toy[name], "train": {**toy[name]["train"], "batch": 8, "dropout": 0}}
+            given["train"] |= {"micro_batch": micro_batch, "packing": packing}
+            session = session_of(name, tmp_path / "run", **given)
+            session.join()
+            job = session.job
+            job.weights.forget_gradients()
+            loss = accumulate(job.model, job.stack, job.task, job.loader.step(0), "cpu", 0)
+            gradient = torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
+            if wanted is None:
+                wanted = loss, gradient
+            assert float(loss) == pytest.approx(float(wanted[0]), rel=1e-5)
+            assert float((gradient - wanted[1]).norm() / wanted[1].norm()) <= 1e-5, (micro_batch, packing)

@@ -124,7 +124,7 @@ class FillMask(Task):
     def _example(self, before: list[int], ids: list[int], after: list[int], starts: list[int]) -> Example:
         return {
             "input_ids": np.array([*before, *ids, *after]),
-            "starts": np.array([*[1] * len(before), *starts, *[1] * len(after)]),
+            "starts": np.array([*[1] * len(before), 1, *starts[1:], *[1] * len(after)]),
         }
 
     def vary(self, example: Example, draw: int) -> Example:

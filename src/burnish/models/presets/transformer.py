@@ -32,7 +32,6 @@ class Transformer(Family):
                     "encoder_ffn_dim": inner,
                     "decoder_ffn_dim": inner,
                     "vocab_size": vocabulary,
-                    "decoder_vocab_size": vocabulary,
                     "pad_token_id": 0,
                     "decoder_start_token_id": 0,
                     "eos_token_id": 1,

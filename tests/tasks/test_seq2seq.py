@@ -1,0 +1,136 @@
+"""Translation and summarization: losses against transformers, figures against sacreBLEU and by hand, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import burnish
+from burnish.errors import UserError
+from burnish.evaluate.measure import score
+from burnish.session import Session
+from burnish.task import registry
+from burnish.tasks.seq2seq import Summarization, Translation, _texts
+from burnish.terminal import Terminal
+from helpers import session_of
+
+
+def session(words_file: Path, folder: Path, preset: str = "transformer-nano", **more: Any) -> Session:
+    settings: dict[str, Any] = {
+        "preset": preset,
+        "model": {"vocab_size": 300},
+        "data": str(words_file),
+        "train": {"length": "4 steps", "batch": 8, "sequence": 32, "precision": "fp32"},
+        "run": {"dir": str(folder), "threads": 1},
+        **more,
+    }
+    return session_of("translation", folder, **settings)
+
+
+@pytest.mark.parametrize("preset", ["transformer-nano", "t5-nano"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_torchs(words_file: Path, tmp_path: Path, preset: str, smoothing: float) -> None:
+    made = session(words_file, tmp_path / "run", preset, task={"label_smoothing": smoothing})
+    assert made.fit is not None
+    model, task = made.fit.model, made.task
+    batch = task.collate([made.stores["train"][row] for row in range(5)])
+    ids = batch.targets["ids"]
+    real = torch.zeros(ids.numel(), dtype=torch.bool)
+    real[batch.targets["places"]] = True
+    labels = ids.masked_fill(~real.view_as(ids), -100)
+    with torch.no_grad():
+        output = model(**batch.inputs, labels=labels)
+        logits = output.logits.flatten(0, 1)
+        wanted = torch.nn.functional.cross_entropy(logits, labels.flatten(), label_smoothing=smoothing)
+        found = task.loss(model, batch)["loss"] / batch.weights["loss"]
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    if not smoothing:
+        assert float(found) == pytest.approx(float(output.loss), rel=1e-5)
+
+
+def test_what_is_learned_is_the_target_and_its_end(words_file: Path, tmp_path: Path) -> None:
+    made = session(words_file, tmp_path / "run", task={"prefix": "turn: "})
+    task, store = made.task, made.stores["train"]
+    for place, row in enumerate(list(made.splits.train)[:5]):
+        batch = task.collate([store[place]])
+        assert task.tokenizer.decode(batch.inputs["input_ids"][0]) == f"turn: {row.values['text']}<|endoftext|>"
+        assert task.tokenizer.decode(batch.targets["labels"]) == f"{row.values['target']}<|endoftext|>"
+
+
+def test_the_figures_are_sacrebleus(words_file: Path, tmp_path: Path) -> None:
+    import sacrebleu
+
+    task: Any = session(words_file, tmp_path / "run").task
+    truth = ["the cat sat on the mat", "a quiet river runs slowly", "stone by stone", "nothing at all is here"]
+    answers = ["the cat sat on a mat", "the quiet river runs", "stone by stone", ""]
+    plain = {"nats": np.ones(4), "targets": np.ones(4), "answer": _texts(answers), "truth": _texts(truth)}
+    found = task.metrics(task.join(plain))
+    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(answers, [truth]).score, rel=1e-9)
+    assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(answers, [truth]).score, rel=1e-9)
+    signatures = task.figures(task.join({**plain, "source": _texts(truth)}))[-1]["rows"]
+    assert "nrefs:1" in signatures[0][1] and "version:2" in signatures[1][1]
+
+
+def test_rouge_by_hand() -> None:
+    task: Any = Summarization(Summarization.Settings(), None, {})
+    records = {
+        "nats": np.ones(2), "targets": np.ones(2), "answer": _texts(["the cat sat", "a b c d"]),
+        "truth": _texts(["the cat ran", "a c d"]),
+    }  # fmt: skip
+    found = task.metrics(task.join(records))
+    assert found["rouge1"] == pytest.approx((2 / 3 + 6 / 7) / 2, rel=1e-6)
+    assert found["rouge2"] == pytest.approx((1 / 2 + 2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2)) / 2, rel=1e-6)
+    assert found["rougeL"] == pytest.approx((2 / 3 + 6 / 7) / 2, rel=1e-6)
+
+
+def test_it_learns_to_turn_words_around(tmp_path: Path) -> None:
+    """Two words change places: what comes out is compared, not only the loss."""
+    words = ["river", "stone", "king", "garden", "light", "old"]
+    rows = [{"text": f"{a} {b}", "target": f"{b} {a}"} for a in words for b in words if a != b]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = burnish.train(
+        "translation",
+        terminal=Terminal(quiet=True),
+        preset="transformer-nano",
+        model={"vocab_size": 300},
+        data={"train": str(path), "validation": str(path)},
+        train={"length": "220 steps", "batch": 15, "precision": "fp32"},
+        optim={"lr": 2e-3},
+        run={"dir": str(tmp_path / "run"), "threads": 1},
+    )
+    assert isinstance(run, burnish.Run)
+    assert run.metrics["validation"]["chrf"] > 90
+    assert run.predict("king river")["answer"] == "river king"
+    assert run.predict("king river", beams=3)["answer"] == "river king"
+    assert run.predict("king river", stop=["king"])["answer"] == "river"
+
+
+def test_evaluation_answers_do_not_depend_on_the_batch(words_file: Path, tmp_path: Path) -> None:
+    made = session(words_file, tmp_path / "run")
+    assert made.fit is not None
+    store = made.stores["train"]
+    together, alone = (
+        score(made.fit.model, made.task, store, batch=size, device="cpu", rows=range(6)) for size in (6, 1)
+    )
+    assert np.allclose(together["nats"], alone["nats"], rtol=1e-4)
+    assert together["truth"].tolist() == alone["truth"].tolist()
+
+
+def test_an_empty_translation_is_refused_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"text": "a b", "target": "b a"}\n{"text": "c", "target": " "}\n')
+    with pytest.raises(UserError, match=r"pairs.jsonl:2: 'target' is empty"):
+        session(path, tmp_path / "run")
+    path.write_text('{"text": "a b", "other": "b a"}\n')
+    with pytest.raises(UserError, match=r"has no column 'target'"):
+        session(path, tmp_path / "run")
+
+
+def test_both_are_registered() -> None:
+    assert registry()["translation"] is Translation and registry()["summarization"] is Summarization
