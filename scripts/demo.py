@@ -20,9 +20,9 @@ JOBS = {
 def main() -> None:
     """Run both jobs; finished ones are recognised and left as they are."""
     print("burnish demo: two jobs on this machine, no GPU needed", flush=True)
-    from assets import TARGETS, get
+    from assets import COMMON, get
 
-    for name in TARGETS:
+    for name in COMMON:
         get(name)
     for recipe, title in JOBS.items():
         print(f"\n{title}", flush=True)

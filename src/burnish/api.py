@@ -187,8 +187,12 @@ def train(
         )
         return Run(folder)
     if config.run.resume == "never" and folder.is_run:
-        with folder.locked():
-            pass
+        from burnish.session import Session
+
+        with folder.locked():  # wrong settings are refused before the earlier run loses its name
+            Session(
+                config, task_class, RunFolder(folder.path.with_name(f".tmp-{os.getpid()}")), Terminal(quiet=True)
+            ).prepare()
         terminal.say(f"kept the earlier run as {folder.set_aside()}")
     with folder.locked():
         try:

@@ -24,6 +24,8 @@ def _to_tuple(value: object) -> object:
 
 def _cache_word(value: str) -> str:
     """Return where frozen layers are kept; `on`, `Off` and the like are words, not folders of that name."""
+    if not value.strip():
+        raise ValueError("is empty; give auto, off, or a folder")
     word = {"on": "auto", "true": "auto", "none": "off", "no": "off", "false": "off"}.get(value.lower(), value.lower())
     return word if word in ("auto", "off") else value
 

@@ -32,7 +32,7 @@ from burnish.models.precision import Weights
 from burnish.models.scratch import find_preset
 from burnish.models.source import model_folder
 from burnish.ops.dropout import swap_dropout
-from burnish.optim.optimizers import ELEMENTWISE, Optimizers
+from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
 from burnish.parallel.group import ALONE, Group
 from burnish.plan.derive import (
@@ -48,6 +48,7 @@ from burnish.plan.derive import (
     flops_per_position,
     limits_of_exactness,
     memory_of,
+    refuse_ranks,
     refuse_what_cannot_fit,
 )
 from burnish.plan.show import changes, end_rows, plan_rows, profile_rows
@@ -116,12 +117,11 @@ class Session:
         if self.source is not None:
             return load_tokenizer(self.source)
         size = model.vocab_size or find_preset(model.preset or "").options["vocab_size"]
-        special = self.task_class.special_tokens
-        cached = tokenizer_cache(self.splits, size, special)
+        cached = tokenizer_cache(self.splits, size, self.task_class.special_tokens)
         if cached.is_dir():
             return load_tokenizer(cached)
         self.terminal.say(f"training a byte-level BPE tokenizer of {size:,} tokens on the training rows")
-        return train_tokenizer(cached, documents(self.splits.train), size, special)
+        return train_tokenizer(cached, documents(self.splits.train), size, self.task_class.special_tokens)
 
     def _model_config(self, tokenizer: Any) -> Any:
         options = self.task.model_options()
@@ -141,7 +141,9 @@ class Session:
                     "model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only."
                 )
             made = make_config(self.source, options, config.train.dropout)
-        vocabulary = made.get_text_config().vocab_size
+        vocabulary = getattr(made.get_text_config(), "vocab_size", None)
+        if vocabulary is None:
+            raise UserError(f"model: a {made.model_type} has no vocabulary, so it reads no text. Take a model of text.")
         if len(tokenizer) > vocabulary:
             raise UserError(
                 f"model.tokenizer: it has {len(tokenizer):,} tokens, the model has room for {vocabulary:,}. "
@@ -161,11 +163,7 @@ class Session:
         adapt(model, config.adapter, config.freeze)
         freeze(model, config.freeze)
         Optimizers(model, config.optim, 1.0)  # refuses unknown names and patterns
-        if config.parallel.ranks > 1 and config.optim.name not in ELEMENTWISE:
-            raise UserError(
-                f"optim.name: {config.optim.name} is not supported with --parallel.ranks {config.parallel.ranks}. "
-                f"Give {', '.join(ELEMENTWISE)}, or one rank."
-            )
+        refuse_ranks(config)
         lr, why["lr"] = choose_lr(config, model)
         memory = memory_of(config, model, precision)
         refuse_what_cannot_fit(config, self.folder, device, memory)
@@ -256,6 +254,7 @@ class Session:
             swap_dropout(model)
         self.task.check(model)
         self.fit = fit = Fit(model, self.task, self.stores["train"], plan.device)
+        fit.refuse_misfit()
         if not plan.arrangement:
             plan.arrangement, plan.why["arrangement"] = fit.arrangement(config.train.packing, plan.compile)
             refusal = fit.refuses_bf16() if plan.precision == "bf16" and config.train.precision == "auto" else None
@@ -298,13 +297,14 @@ class Session:
             self.terminal.say(f"continuing after step {state.step} of {plan.total_steps}")
         self.prefixes = self._prefixes()
         self.job.loader.prefix = self.prefixes.get("train")
-        note = StepNote()
+        note, stack = StepNote(), self.job.stack
+        computed = 1 - stack.depth / len(stack.layers) if stack and self.prefixes else 1.0
         log = Log(
             self.folder,
             config.run.log_every,
             len(self.stores["train"]),
             lambda line, state: self.terminal.advance(state.step, note(line)),
-            plan.model["flops_per_position"],
+            plan.model["flops_per_position"] * computed,
             peak_flops(plan.device, plan.precision),
         )
         keep_best = "validation" in self.stores
@@ -314,10 +314,8 @@ class Session:
         hooks: list[Hook] = [log]
         if "validation" in self.stores:
             measure = lambda step: self._measure(step, signal)  # noqa: E731
-            lower = plan.best in self.task.lower_is_better
-            hooks.append(
-                Evaluate(plan.evaluate_every, measure, plan.best, lower, config.train.patience, log, keep_best)
-            )
+            sense = plan.best, plan.best in self.task.lower_is_better
+            hooks.append(Evaluate(plan.evaluate_every, measure, *sense, config.train.patience, log, keep_best))
         hooks += [save, ObeySignals(signal, save), sweep]
         if config.run.profile and group.leads:
             hooks.append(Profile(self._show_profile))
@@ -551,8 +549,7 @@ class Session:
         with quiet(), self.job.weights.in_float32():
             self.job.model.save_pretrained(str(temporary), state_dict=merged(self.job.model))
         self.task.tokenizer.save_pretrained(str(temporary))
-        if self.config.adapter.kind != "none":
-            save_adapter(self.job.model, temporary / "adapter", str(self.config.model.path))
+        save_adapter(self.job.model, temporary / "adapter", str(self.config.model.path))
         replace_folder(temporary, target)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from burnish.errors import UserError
 from burnish.run import remove_folder, replace_folder
@@ -19,11 +21,19 @@ class Store:
 
     Args:
         path: a folder made by `Store.build`.
+
+    Raises:
+        Damaged: a file is missing, or not as it was written.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        meta = json.loads((path / "store.json").read_text())
+        try:
+            meta = json.loads((path / "store.json").read_text())
+            if {name: _checksum(path / name) for name in meta["checksums"]} != meta["checksums"]:
+                raise Damaged(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(path) from error
         self.features: list[str] = meta["features"]
         self._values = {name: _mapped(path / f"{name}.values.npy") for name in self.features}
         self._offsets = {name: _mapped(path / f"{name}.offsets.npy") for name in self.features}
@@ -58,22 +68,41 @@ class Store:
 
     @staticmethod
     def build(path: Path, examples: Iterable[tuple[Example, str]]) -> Store:
-        """Write examples to the folder `path`, whole or not at all, and open it.
+        """Write examples to the folder `path`, whole or not at all, and open it; a damaged one is written again.
 
         Raises:
-            UserError: there is no example.
+            UserError: there is no example, or the folder cannot be written.
         """
-        if (path / "store.json").is_file():
-            return Store(path)
+        if path.exists():
+            with suppress(Damaged):
+                return Store(path)
         temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-        remove_folder(temporary)
-        temporary.mkdir(parents=True)
         try:
-            _write(temporary, examples)
-            replace_folder(temporary, path)
-        finally:
             remove_folder(temporary)
+            temporary.mkdir(parents=True)
+            try:
+                _write(temporary, examples)
+                replace_folder(temporary, path)
+            finally:
+                remove_folder(temporary)
+        except OSError as error:
+            raise UserError(
+                f"{path.parent}: encoded rows cannot be kept there ({error.strerror}). Set BURNISH_CACHE to a folder that "
+                "can be written and has room."
+            ) from error
         return Store(path)
+
+
+class Damaged(Exception):
+    """A store's files are not as they were written."""
+
+
+def _checksum(path: Path) -> str:
+    content = xxhash.xxh3_128()
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 22):
+            content.update(piece)
+    return content.hexdigest()
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -97,7 +126,9 @@ def _write(folder: Path, examples: Iterable[tuple[Example, str]]) -> None:
         np.cumsum([len(value) for value in values], out=offsets[1:])
         np.save(folder / f"{name}.offsets.npy", offsets)
     (folder / "where.txt").write_text("".join(f"{place}\n" for place in places), encoding="utf-8")
-    (folder / "store.json").write_text(json.dumps({"features": list(pieces), "size": len(places)}))
+    checksums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+    about = {"features": list(pieces), "size": len(places), "checksums": checksums}
+    (folder / "store.json").write_text(json.dumps(about))
 
 
 def _smallest(flat: np.ndarray) -> type[np.integer]:

@@ -77,7 +77,13 @@ def train_tokenizer(
         clean_up_tokenization_spaces=False,
         **special,
     )
-    store_tokenizer(wrapped, folder)
+    try:
+        store_tokenizer(wrapped, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: the tokenizer cannot be kept there ({error.strerror}). Set BURNISH_CACHE to a folder that can "
+            "be written and has room."
+        ) from error
     return load_tokenizer(folder)
 
 

@@ -38,6 +38,21 @@ class Fit:
         """Return the summed loss of a batch."""
         return torch.stack(list(self.task.loss(self.model, batch).values())).sum()
 
+    def refuse_misfit(self) -> None:
+        """Compute one row.
+
+        Raises:
+            UserError: the model cannot do the task, although it has the head.
+        """
+        try:
+            with torch.no_grad():
+                self.forward(self.alone[0])
+        except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+            problem = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"model: {type(self.model).__name__} cannot compute {self.task.name} ({problem}). Take another model."
+            ) from error
+
     def arrangement(self, wish: str, compiled: bool) -> tuple[str, str]:
         """Return packed or padded, and why; let the stack find what is read of it.
 

@@ -52,7 +52,7 @@ def key_of(stack: Stack, model: Any, precision: str) -> str:
         if not value.requires_grad and id(value) not in above:
             content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_BELOW}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_BELOW and "drop" not in k}
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
     where = [str(model.device.type), torch.get_num_threads()]  # the last bits depend on both
     return fingerprint(
@@ -60,7 +60,7 @@ def key_of(stack: Stack, model: Any, precision: str) -> str:
     )
 
 
-#: Settings of a model's head, which what lies below does not depend on.
+#: Settings of a model's head, which what lies below does not depend on; nor on dropout, or it could not be replayed.
 _NOT_BELOW = frozenset(
     {"_name_or_path", "id2label", "label2id", "num_labels", "problem_type", "dtype", "architectures"}
 )
@@ -107,7 +107,13 @@ class PrefixCache:
     _parts: list[Any] = field(default_factory=list)
     _where: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
     """Digest of a row to its part, first position and length."""
-    seconds_per_vector: float = 0.0
+    _cost: tuple[float, int] = (0.0, 0)
+    """Seconds that computing the parts took, and the vectors in them."""
+
+    @property
+    def seconds_per_vector(self) -> float:
+        """What computing one vector takes."""
+        return self._cost[0] / max(1, self._cost[1])
 
     @staticmethod
     def open(folder: Path, width: int, torch_kind: Any) -> PrefixCache:
@@ -141,7 +147,7 @@ class PrefixCache:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         number = len(self._parts)
         self._parts.append(values)
-        self.seconds_per_vector = seconds / max(1, int(starts[-1]))
+        self._cost = self._cost[0] + seconds, self._cost[1] + int(starts[-1])
         for row in range(len(lengths)):
             start, end = int(starts[row]), int(starts[row + 1])
             if end <= len(values) and zlib.crc32(values[start:end].data) == sums[row]:

@@ -112,11 +112,13 @@ def merged(model: Any) -> dict[str, Any] | None:
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Write the adapters alone as peft's `PeftModel.from_pretrained(base, folder)` reads them.
+    """Write the adapters alone, if there are any, as peft's `PeftModel.from_pretrained(base, folder)` reads them.
 
     Args:
         base: the model they belong to.
     """
+    if not adapted_layers(model):
+        return
     import peft
     from safetensors.torch import save_file
 

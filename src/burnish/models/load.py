@@ -190,7 +190,7 @@ def longest_sequence(config: Any) -> int | None:
     """Return how many positions the model has; None if it has no limit of its own."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    if not isinstance(limit, int):
+    if not isinstance(limit, int) or limit < 1:
         return None
     # RoBERTa's positions start after the padding index.
     offset = (text.pad_token_id or 0) + 1 if "roberta" in text.model_type or text.model_type == "camembert" else 0
@@ -200,8 +200,7 @@ def longest_sequence(config: Any) -> int | None:
 def describe(model: Any) -> str:
     """Return the architecture and size in one line."""
     text = model.config.get_text_config()
-    return (
-        f"{type(model).__name__}, {readable_count(parameter_count(model))} parameters: "
-        f"{text.num_hidden_layers} layers, {text.hidden_size} wide, {text.num_attention_heads} heads, "
-        f"vocabulary {text.vocab_size:,}"
-    )
+    sizes = {"layers": "num_hidden_layers", "wide": "hidden_size", "heads": "num_attention_heads"}
+    found = [f"{getattr(text, name)} {word}" for word, name in sizes.items() if hasattr(text, name)]
+    found += [f"vocabulary {text.vocab_size:,}"] if hasattr(text, "vocab_size") else []
+    return f"{type(model).__name__}, {readable_count(parameter_count(model))} parameters: {', '.join(found)}"

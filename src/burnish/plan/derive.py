@@ -13,6 +13,7 @@ from burnish.config import Config
 from burnish.env import free_disk_bytes, free_memory_bytes, has_fast_bf16
 from burnish.errors import UserError
 from burnish.models.load import dropout_of, longest_sequence, parameter_count, trainable_count
+from burnish.optim.optimizers import ELEMENTWISE
 from burnish.run import RunFolder
 from burnish.units import Duration, readable_bytes, readable_seconds
 
@@ -26,6 +27,9 @@ FEWEST_POSITIONS = 1024
 #: By device: operations a second to expect of it, seconds that compiling takes, and how much faster a step is after it
 #: (docs/log.md; the GPU's are estimates).
 COMPILES = {"cpu": (100e9, 60.0, 1.05), "cuda": (200e12, 60.0, 1.3)}
+
+#: Memory of a process with torch and transformers, before any model.
+RANK_BYTES = 600 * 2**20
 
 #: State per trained parameter by optimizer, in float32 numbers.
 _STATE_NUMBERS = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 0, "muon": 2}
@@ -314,12 +318,39 @@ def choose_evaluate_rows(
     return rows, "all" if rows == len(validation) else "so that evaluating takes a tenth of the time; all at the end"
 
 
+def refuse_ranks(config: Config) -> None:
+    """Refuse ranks that would have no rows, whose processes alone fill the memory, or with an optimizer that needs one.
+
+    Raises:
+        UserError: says which.
+    """
+    ranks, free = config.parallel.ranks, free_memory_bytes()
+    if ranks > config.train.batch:
+        raise UserError(
+            f"parallel.ranks: {ranks} ranks share a step of {config.train.batch} rows, so some would have none. Give at most "
+            f"{config.train.batch}, or a larger --train.batch."
+        )
+    if ranks > 1 and config.optim.name not in ELEMENTWISE:
+        raise UserError(
+            f"optim.name: {config.optim.name} is not supported with --parallel.ranks {ranks}. Give {', '.join(ELEMENTWISE)}, "
+            "or one rank."
+        )
+    if ranks > 1 and ranks * RANK_BYTES > free:
+        raise UserError(
+            f"parallel.ranks: {ranks} processes need {readable_bytes(ranks * RANK_BYTES)} before any model; "
+            f"{readable_bytes(free)} are free. Give at most {max(1, free // RANK_BYTES)}."
+        )
+
+
 def limits_of_exactness(model_config: Any) -> str:
     """Return what a person must know of how exactly this model can be trained."""
     dropout = dropout_of(model_config)
     if dropout == 0:
-        return "exact: no dropout, so the result does not depend on the micro-batch (within float rounding)"
+        return (
+            "exact: no dropout, so the result does not depend on micro-batch, packing or ranks (within float rounding)"
+        )
     return (
-        f"dropout {dropout:g} of the model: a resumed run is bit-equal, but another --train.micro-batch draws other masks "
+        f"dropout {dropout:g} of the model: a resumed run is bit-equal, but another --train.micro-batch, --train.packing or "
+        "--parallel.ranks draws other masks "
         "(--train.dropout 0 avoids it)"
     )

@@ -234,7 +234,7 @@ class TextGeneration(Task):
             scored = (
                 np.flatnonzero(example["scored"][1:])
                 if "scored" in example
-                else np.arange(example["context"][0], length)
+                else np.arange(int(example["context"][0]), length)
             )
             inputs[row, :length] = ids[:-1]
             labels.append(ids[1 + scored])

@@ -121,7 +121,8 @@ class TextClassification(Task):
         if unknown is not None:
             raise UserError(
                 f"{row.where}: the label {unknown!r} does not occur in the training rows "
-                f"(there: {', '.join(list(index)[:10])}).{nearest(unknown, index)}"
+                f"(there: {', '.join(list(index)[:10])}).{nearest(unknown, index)} If all its rows were held out, give "
+                "--data.stratify or more rows of it."
             )
         numbers = [index[label] for label in found]
         return np.array(numbers) if self.kind == "single" else np.isin(np.arange(len(index)), numbers).astype(np.uint8)

@@ -1,0 +1,50 @@
+"""Encoded rows on disk: damage is found and mended, a place that cannot be written is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from burnish.data.store import Damaged, Store
+from burnish.errors import UserError
+
+EXAMPLES = [({"input_ids": np.arange(3 + n), "label": np.array([n])}, f"a.csv:{n}") for n in range(5)]
+
+
+def build(path: Path) -> Store:
+    return Store.build(path, iter(EXAMPLES))
+
+
+def is_whole(store: Store) -> bool:
+    return all(
+        np.array_equal(store[n][name], example[name]) for n, (example, _) in enumerate(EXAMPLES) for name in example
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["label.values.npy", "input_ids.values.npy", "input_ids.offsets.npy", "where.txt", "store.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
+def test_a_damaged_store_is_written_again(tmp_path: Path, name: str, damage: str) -> None:
+    path = tmp_path / "store"
+    assert is_whole(build(path))
+    file = path / name
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        flipped = content[:-1] + bytes([content[-1] ^ 1])
+        file.write_bytes({"flip": flipped, "cut": content[: len(content) // 2], "empty": b""}[damage])
+    with pytest.raises(Damaged):
+        Store(path)
+    assert is_whole(build(path)) and is_whole(Store(path))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"file/stores: encoded rows cannot be kept there .* Set BURNISH_CACHE to a folder"
+    ):
+        build(tmp_path / "file" / "stores" / "key")
