@@ -58,6 +58,13 @@ def sentiment_rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
     return rows
 
 
+def tagged_rows(count: int, seed: int = 0) -> list[dict[str, list[str]]]:
+    """Return generated sentences as words, each with a tag that follows from it."""
+    tags = {"old": "B-PERSON", "king": "I-PERSON", "river": "B-WATER"}
+    words = [text.rstrip(".").lower().split() for text in sentences(count, seed)]
+    return [{"tokens": tokens, "tags": [tags.get(token, "O") for token in tokens]} for tokens in words]
+
+
 LM = [
     "train", "text-generation", "--preset", "gpt2-nano", "--model.vocab-size", "300", "--train.sequence", "32",
     "--train.batch", "4", "--generate.max-tokens", "2", "--train.precision", "fp32",

@@ -20,7 +20,7 @@ ASKED: dict[str, list] = {"fill-mask": ["the good old [MASK]", "never a [MASK] s
 
 
 @pytest.fixture
-def toy(text_file: Path, reviews_file: Path, tiny_bert: Path, words_file: Path) -> dict[str, dict]:
+def toy(text_file: Path, reviews_file: Path, tiny_bert: Path, words_file: Path, tagged_file: Path) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     return {
         "text-generation": {
@@ -48,6 +48,12 @@ def toy(text_file: Path, reviews_file: Path, tiny_bert: Path, words_file: Path) 
         "text-classification": {
             "model": {"path": str(tiny_bert)},
             "data": {"train": str(reviews_file)},
+            "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
+            "optim": {"lr": 5e-3},
+        },
+        "token-classification": {
+            "model": {"path": str(tiny_bert)},
+            "data": {"train": str(tagged_file)},
             "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
             "optim": {"lr": 5e-3},
         },

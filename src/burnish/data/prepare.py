@@ -115,6 +115,8 @@ def documents(rows: Iterable[Row]) -> Iterable[str]:
     for row in rows:
         for name in sorted(TEXTS & row.values.keys()):
             yield from re.findall(r"(?s).{1,100000}", row.values[name])
+        if "tokens" in row.values:
+            yield " ".join(map(str, row.values["tokens"]))
 
 
 def recount(splits: Splits, stores: dict[str, Store]) -> dict[str, Any]:
