@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +205,10 @@ def test_a_trained_model_tags_texts_short_and_long(tmp_path: Path, tagged_file: 
         optim={"lr": 5e-3},
     )
     assert run.metrics["validation"]["f1"] > 0.9
+    card = (tmp_path / "run" / "card.md").read_text()
+    for code in re.findall(r"```python\n(.*?)```", card, re.S):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     text, words = "the old king sees a river", ["never", "king"] * 60
     answers = run.predict([text, {"tokens": words}])
     assert answers[0]["text"] == text
