@@ -15,7 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 
-from helpers import ROOT, sentences, sentiment_rows
+from helpers import ROOT, sentences, sentiment_rows, squad, tagged_rows
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,6 +63,22 @@ def words_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [" ".join(text.split()[:5]) for text in sentences(120)]
     rows = [{"text": text, "target": " ".join(reversed(text.split()))} for text in texts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tagged_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jsonl of 150 sentences tagged with persons (kings, and who is old) and waters."""
+    path = tmp_path_factory.mktemp("tagged") / "tagged.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in tagged_rows(150)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def questions_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A json of 200 questions as SQuAD 2.0 nests them, some without an answer."""
+    path = tmp_path_factory.mktemp("questions") / "questions.json"
+    path.write_text(json.dumps(squad(200)))
     return path
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,27 @@ def sentiment_rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
         words.insert(draw.randrange(len(words)), draw.choice(good if label == "positive" else bad))
         rows.append((" ".join(words), label))
     return rows
+
+
+def tagged_rows(count: int, seed: int = 0) -> list[dict[str, list[str]]]:
+    """Return generated sentences as words, each with a tag that follows from it."""
+    tags = {"old": "B-PERSON", "king": "I-PERSON", "river": "B-WATER"}
+    words = [text.rstrip(".").lower().split() for text in sentences(count, seed)]
+    return [{"tokens": tokens, "tags": [tags.get(token, "O") for token in tokens]} for tokens in words]
+
+
+def squad(count: int, seed: int = 0, unanswerable: bool = True) -> dict[str, Any]:
+    """Return questions in SQuAD's layout: which word tells the mood of a sentence; of every fifth, none does."""
+    articles = []
+    for number, (text, _) in enumerate(sentiment_rows(count, seed)):
+        found = re.search(r"\b(good|fine|great|bad|poor|awful)\b", text)
+        assert found is not None
+        silent = unanswerable and number % 5 == 4
+        context = text.replace(found[0], "stone") if silent else text
+        answers = [] if silent else [{"text": found[0], "answer_start": found.start()}]
+        asked = {"id": f"q{number}", "question": "Was the king good?", "answers": answers, "is_impossible": silent}
+        articles.append({"title": f"Article {number}", "paragraphs": [{"context": context, "qas": [asked]}]})
+    return {"version": "v2.0", "data": articles}
 
 
 LM = [

@@ -62,7 +62,7 @@ class ModelSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Where the rows come from: txt, jsonl, csv, parquet (plain or .gz), folders of them, or Hub dataset ids."""
+    """Where the rows come from: txt, jsonl, json, csv, parquet (plain or .gz), folders of them, or Hub dataset ids."""
 
     train: Texts = ()
     """Files, folders or Hub dataset ids to train on."""

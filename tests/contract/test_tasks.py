@@ -17,12 +17,20 @@ from burnish.terminal import Terminal
 from helpers import result_of, session_of
 
 QUIET = Terminal(quiet=True)
-ASKED: dict[str, list] = {"fill-mask": ["the good old [MASK]", "never a [MASK] stone"]}
+ASKED: dict[str, list] = {
+    "fill-mask": ["the good old [MASK]", "never a [MASK] stone"],
+    "question-answering": [
+        {"question": "Was the king good?", "context": "the good old king"},
+        {"question": "Was the stone poor?", "context": "never a poor stone"},
+    ],
+}
 """What is asked of tasks that need more than a text."""
 
 
 @pytest.fixture
-def toy(text_file: Path, reviews_file: Path, tiny_bert: Path, words_file: Path) -> dict[str, dict]:
+def toy(
+    text_file: Path, reviews_file: Path, tiny_bert: Path, words_file: Path, tagged_file: Path, questions_file: Path
+) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     return {
         "text-generation": {
@@ -50,6 +58,18 @@ def toy(text_file: Path, reviews_file: Path, tiny_bert: Path, words_file: Path) 
         "text-classification": {
             "model": {"path": str(tiny_bert)},
             "data": {"train": str(reviews_file)},
+            "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
+            "optim": {"lr": 5e-3},
+        },
+        "question-answering": {
+            "model": {"path": str(tiny_bert)},
+            "data": {"train": str(questions_file)},
+            "train": {"length": "80 steps", "batch": 16, "precision": "fp32", "sequence": 32},
+            "optim": {"lr": 5e-3},
+        },
+        "token-classification": {
+            "model": {"path": str(tiny_bert)},
+            "data": {"train": str(tagged_file)},
             "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
             "optim": {"lr": 5e-3},
         },

@@ -19,6 +19,8 @@ GUIDES = [
     ROOT / "docs" / "speed.md",
     ROOT / "docs" / "text-generation.md",
     ROOT / "docs" / "text-classification.md",
+    ROOT / "docs" / "token-classification.md",
+    ROOT / "docs" / "question-answering.md",
 ]
 
 
@@ -27,7 +29,14 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, assets: dict[str, Path], reviews_file: Path, text_file: Path) -> Path:
+def place(
+    tmp_path: Path,
+    assets: dict[str, Path],
+    reviews_file: Path,
+    text_file: Path,
+    tagged_file: Path,
+    questions_file: Path,
+) -> Path:
     """A folder with the files the docs speak of."""
     (tmp_path / ".assets").symlink_to(assets["minilm"].parent)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
@@ -35,6 +44,8 @@ def place(tmp_path: Path, assets: dict[str, Path], reviews_file: Path, text_file
     (tmp_path / "more.csv").write_bytes(reviews_file.read_bytes())
     pairs = [{"question": f"Who goes {place}?", "answer": "The old king."} for place in range(40)]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (tmp_path / "questions.json").write_bytes(questions_file.read_bytes())
+    (tmp_path / "names.jsonl").write_bytes(tagged_file.read_bytes())
     (tmp_path / "book.txt").write_bytes(text_file.read_bytes())
     return tmp_path
 

@@ -118,6 +118,8 @@ def documents(rows: Iterable[Row]) -> Iterable[str]:
             yield from re.findall(r"(?s).{1,100000}", row.values[name])
         if "messages" in row.values:
             yield from (message["content"] for message in conversation(row.values["messages"], row.where))
+        if "tokens" in row.values:
+            yield " ".join(map(str, row.values["tokens"]))
 
 
 def recount(splits: Splits, stores: dict[str, Store]) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def find_parts(names: Sequence[str], setting: str, fetch: Callable[[str, str], l
         if path.is_dir():
             paths = [file for file in sorted(path.rglob("*")) if file.is_file() and _ending(file) in by_ending]
             paths = [file for file in paths if not any(piece.startswith(".") for piece in file.relative_to(path).parts)]
+            # beside other kinds of data a .json describes them, such as the state.json of a stored data set
+            paths = [file for file in paths if _ending(file) != ".json"] or paths
             if not paths:
                 raise UserError(f"{setting}: the folder {name} holds no {', '.join(sorted(by_ending))} file.")
         elif path.exists():

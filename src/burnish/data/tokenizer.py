@@ -105,6 +105,18 @@ def pad_id(tokenizer: Any) -> int:
     return next(number for number in ids if number is not None)
 
 
+def gives_places(tokenizer: Any) -> None:
+    """Refuse a tokenizer that does not say which characters its tokens stand for.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            "model.tokenizer: it does not tell where its tokens stand in a text. Give a folder with a tokenizer.json."
+        )
+
+
 def filled_up(rows: Sequence[np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of ids as one array [rows, longest], filled up on the right, and which places are real.
 

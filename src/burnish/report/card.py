@@ -171,12 +171,19 @@ def _text(value: Any) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
+#: An input of a task that takes more than a text.
+_INPUTS = {
+    "question-answering": {"question": "Who sees the river?", "context": "Never slowly, the old king sees the river."}
+}
+
+
 def _load(facts: Facts) -> str:
+    asked = _INPUTS.get(facts.task)
     return f"""
 import burnish
 
 run = burnish.load({_text(facts.folder)})
-print(run.predict({_text(_example(facts))}))
+print(run.predict({f"[{json.dumps(asked)}]" if asked else _text(_example(facts))}))
 """
 
 
@@ -216,6 +223,24 @@ print(model.config.id2label[best], float(probabilities[best]))
 """
 
 
+def _answer_usage(facts: Facts) -> str:
+    question, context = _INPUTS["question-answering"].values()
+    return f"""
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+folder = {_text(facts.folder.model)}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+question, context = {_text(question)}, {_text(context)}
+inputs = tokenizer(question, context, truncation="only_second", max_length={facts.plan["sequence"]}, return_tensors="pt")
+with torch.inference_mode():
+    logits = model(**inputs)
+start, end = int(logits.start_logits.argmax()), int(logits.end_logits.argmax())
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
+"""
+
+
 def _any_usage(facts: Facts) -> str:
     return f"""
 from transformers import pipeline
@@ -229,4 +254,5 @@ print(model({_text(_example(facts))}))
 _USAGE: dict[str, Callable[[Facts], str]] = {
     "text-generation": _generation_usage,
     "text-classification": _classification_usage,
+    "question-answering": _answer_usage,
 }

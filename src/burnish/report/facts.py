@@ -28,7 +28,7 @@ METRICS = {
         "bits per byte",
         "Bits it takes to write down one byte of the text; comparable across tokenizers. Lower is better.",
     ),
-    "accuracy": ("accuracy", "Share of rows whose label is predicted right. Higher is better."),
+    "accuracy": ("accuracy", "Share of rows (or words) whose label is predicted right. Higher is better."),
     "macro_f1": (
         "macro F1",
         "Mean over the labels of F1, the balance of precision and recall; a rare label counts as much as a common one. "

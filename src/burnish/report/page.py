@@ -43,7 +43,7 @@ def render_report(folder: RunFolder) -> str:
         notes=notes(facts),
         derived=derived(facts),
         data=data_rows(facts),
-        labels=list(zip(labels, counts, strict=True))[:_NAMED],
+        labels=list(zip(labels, counts, strict=False))[:_NAMED],
         more_labels=max(0, len(labels) - _NAMED),
         environment=environment_rows(facts),
         command=shlex.join(facts.environment["command"]),
