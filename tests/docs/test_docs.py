@@ -21,6 +21,9 @@ GUIDES = [
     ROOT / "docs" / "text-classification.md",
     ROOT / "docs" / "token-classification.md",
     ROOT / "docs" / "question-answering.md",
+    ROOT / "docs" / "fill-mask.md",
+    ROOT / "docs" / "translation.md",
+    ROOT / "docs" / "adapters.md",
 ]
 
 
@@ -36,6 +39,7 @@ def place(
     text_file: Path,
     tagged_file: Path,
     questions_file: Path,
+    words_file: Path,
 ) -> Path:
     """A folder with the files the docs speak of."""
     (tmp_path / ".assets").symlink_to(assets["minilm"].parent)
@@ -46,6 +50,9 @@ def place(
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (tmp_path / "questions.json").write_bytes(questions_file.read_bytes())
     (tmp_path / "names.jsonl").write_bytes(tagged_file.read_bytes())
+    (tmp_path / "pairs.jsonl").write_bytes(words_file.read_bytes())
+    chat = {"messages": [{"role": "user", "content": "Who goes?"}, {"role": "assistant", "content": "The old king."}]}
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps(chat)}\n" * 40)
     (tmp_path / "book.txt").write_bytes(text_file.read_bytes())
     return tmp_path
 
