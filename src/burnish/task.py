@@ -129,6 +129,11 @@ class Task(ABC):
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         """Yield examples of at most `sequence` positions, each with the place its (first) row came from."""
 
+    @property
+    def varies(self) -> bool:
+        """Whether training sees a row otherwise each time."""
+        return type(self).vary is not Task.vary
+
     def vary(self, example: Example, draw: int) -> Example:
         """Return the example as training sees it this time, such as with some tokens masked.
 

@@ -30,6 +30,8 @@ class _Rows:
 
 
 class _Task:
+    varies = True
+
     def vary(self, example: dict, draw: int) -> dict:
         return example
 

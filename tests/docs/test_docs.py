@@ -51,8 +51,9 @@ def place(
     (tmp_path / "questions.json").write_bytes(questions_file.read_bytes())
     (tmp_path / "names.jsonl").write_bytes(tagged_file.read_bytes())
     (tmp_path / "pairs.jsonl").write_bytes(words_file.read_bytes())
-    chat = {"messages": [{"role": "user", "content": "Who goes?"}, {"role": "assistant", "content": "The old king."}]}
-    (tmp_path / "chats.jsonl").write_text(f"{json.dumps(chat)}\n" * 40)
+    turns = [[("user", f"Who goes {place}?"), ("assistant", "The old king.")] for place in range(40)]
+    chats = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in turns]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     (tmp_path / "book.txt").write_bytes(text_file.read_bytes())
     return tmp_path
 

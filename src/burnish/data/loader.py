@@ -56,8 +56,9 @@ class Loader:
     def _share(self, rows: list[tuple[int, int]]) -> Batch:
         """Return this rank's part of a micro-batch; every rank computes one, if need be on a row that counts nothing."""
         own = rows[self.rank :: self.ranks]
-        draws = [draw(self.seed, epoch, row) for row, epoch in own or rows[:1]]
-        batch = collate(self.store, self.task, [row for row, _ in own or rows[:1]], self.prefix, draws)
+        chosen = own or rows[:1]
+        draws = [draw(self.seed, epoch, row) for row, epoch in chosen] if self.task.varies else None
+        batch = collate(self.store, self.task, [row for row, _ in chosen], self.prefix, draws)
         if not own:
             batch.idle = True
             batch.weights = dict.fromkeys(batch.weights, 0.0)

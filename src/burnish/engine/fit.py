@@ -94,7 +94,7 @@ class Fit:
             return self.no_stack
         if not self.stack.packed:
             return "rows are padded"
-        if type(self.task).vary is not Task.vary:
+        if self.task.varies:
             return "the rows change from epoch to epoch"
         return self.stack.find_prefix(self.forward, self.together) or (
             None if self.stack.depth else "the lowest layer trains"
