@@ -58,7 +58,8 @@ def test_what_is_learned_is_the_target_and_its_end(words_file: Path, tmp_path: P
     task, store = made.task, made.stores["train"]
     for place, row in enumerate(list(made.splits.train)[:5]):
         batch = task.collate([store[place]])
-        assert task.tokenizer.decode(batch.inputs["input_ids"][0]) == f"turn: {row.values['text']}<|endoftext|>"
+        real = batch.inputs["attention_mask"][0].bool()
+        assert task.tokenizer.decode(batch.inputs["input_ids"][0][real]) == f"turn: {row.values['text']}<|endoftext|>"
         assert task.tokenizer.decode(batch.targets["labels"]) == f"{row.values['target']}<|endoftext|>"
 
 

@@ -117,15 +117,18 @@ def gives_places(tokenizer: Any) -> None:
         )
 
 
-def filled_up(rows: Sequence[np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:
+def filled_up(rows: Sequence[np.ndarray], value: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of ids as one array [rows, longest], filled up on the right, and which places are real.
+
+    Args:
+        multiple: the length is one of this number, so that few different ones occur: kernels are made for each.
 
     >>> ids, real = filled_up([np.array([5, 6]), np.array([7])], 0)
     >>> ids.tolist(), real.tolist()
     ([[5, 6], [7, 0]], [[True, True], [True, False]])
     """
     lengths = np.array([len(row) for row in rows])
-    real = np.arange(lengths.max()) < lengths[:, None]
+    real = np.arange(-(-lengths.max() // multiple) * multiple) < lengths[:, None]
     ids = np.full(real.shape, value, np.int64)
     ids[real] = np.concatenate(rows)
     return ids, real
@@ -149,12 +152,14 @@ def encode_texts(
     return [dict(zip(names, map(np.array, row), strict=True)) for row in zip(*(found[n] for n in names), strict=True)]
 
 
-def fill_up(tokenizer: Any, examples: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def fill_up(
+    tokenizer: Any, examples: Sequence[Mapping[str, np.ndarray]], multiple: int = 1
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return `input_ids`, `attention_mask` and, where there are, `token_type_ids` of a batch, and which places are real."""
-    ids, real = filled_up([example["input_ids"] for example in examples], pad_id(tokenizer))
+    ids, real = filled_up([example["input_ids"] for example in examples], pad_id(tokenizer), multiple)
     inputs = {"input_ids": ids, "attention_mask": real.astype(np.int64)}
     if "token_type_ids" in examples[0]:
-        inputs["token_type_ids"] = filled_up([example["token_type_ids"] for example in examples], 0)[0]
+        inputs["token_type_ids"] = filled_up([example["token_type_ids"] for example in examples], 0, multiple)[0]
     return inputs, real
 
 

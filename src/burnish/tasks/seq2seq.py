@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _ENCODED_AT_ONCE = 1000
 _SHOWN = 12
+#: Sources and targets of a batch are as long as one of this number, so that few shapes occur.
+_MULTIPLE = 8
 #: Most tokens of an answer in evaluations, by those of its source.
 _LONGEST, _LEAST = 2.0, 20
 
@@ -96,8 +98,8 @@ class Seq2Seq(Task):
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch
 
-        filled, _ = fill_up(self.tokenizer, examples)
-        labels, real = filled_up([example["labels"] for example in examples], pad_id(self.tokenizer))
+        filled, _ = fill_up(self.tokenizer, examples, _MULTIPLE)
+        labels, real = filled_up([example["labels"] for example in examples], pad_id(self.tokenizer), _MULTIPLE)
         inputs = {name: torch.from_numpy(values) for name, values in filled.items()}
         targets = {
             "ids": torch.from_numpy(labels),
