@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -149,9 +148,22 @@ def show_answer(answer: dict[str, Any]) -> None:
     first, *others = answer.items()
     console.print(str(first[1]), style="bold", markup=False)
     for name, value in others:
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        console.print(f"  {name.replace('_', ' ')}: {shown}", markup=False)
+        console.print(f"  {name.replace('_', ' ')}: {_in_words(value)}", markup=False)
     console.print()
+
+
+def _in_words(value: Any) -> str:
+    """Return part of an answer as a person reads it.
+
+    >>> _in_words([{"token": "king", "score": 0.5}, {"token": "stone", "score": 0.25}])
+    'king 50%, stone 25%'
+    """
+    if isinstance(value, Mapping):
+        score = f" {value['score']:.0%}" if isinstance(value.get("score"), float) else ""
+        return " ".join(_in_words(inner) for name, inner in value.items() if name != "score") + score
+    if isinstance(value, list):
+        return ("; " if value and isinstance(value[0], list) else ", ").join(map(_in_words, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def show_info(found: dict[str, Any]) -> None:

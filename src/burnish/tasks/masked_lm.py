@@ -239,6 +239,11 @@ class FillMask(Task):
             rows.append([hidden, words[5], guesses])
         return [{"kind": "table", "title": "Hidden words", "columns": ["text", "word", "guesses"], "rows": rows}]
 
+    def _shown(self, token: int) -> str:
+        """Return a token as text, without the blank before it unless it is nothing else."""
+        text = self.tokenizer.decode([token])
+        return text.strip() or repr(text)
+
     def predict(
         self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
     ) -> list[dict[str, Any]]:
@@ -262,7 +267,7 @@ class FillMask(Task):
             best = scores[:, : len(self.tokenizer)].softmax(-1).topk(_BEST)
             fills = [
                 [
-                    {"token": self.tokenizer.decode([token]).strip(), "score": round(score, 6)}
+                    {"token": self._shown(token), "score": round(score, 6)}
                     for score, token in zip(row, tokens, strict=True)
                 ]
                 for row, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -138,42 +138,37 @@ class TextClassification(Task):
         inputs = {name: torch.from_numpy(values) for name, values in filled.items()}
         labels = np.stack([example["label"] for example in examples])
         lengths = [len(example["input_ids"]) for example in examples]
-        if self.kind == "single":
-            labels = labels[:, 0].astype(np.int64)
-            weights = np.ones(len(labels)) if self._class_weights is None else self._class_weights[labels]
-        else:
-            labels = labels.astype(np.float32)
-            weights = self._weights_of(labels)
-        targets = {"labels": torch.from_numpy(labels), "weights": torch.from_numpy(weights.astype(np.float32))}
-        return Batch(inputs, targets, {"loss": float(weights.sum())}, lengths)
+        labels = labels[:, 0].astype(np.int64) if self.kind == "single" else labels.astype(np.float32)
+        targets, count = {"labels": torch.from_numpy(labels)}, float(labels.size)
+        if self.settings.class_weights == "balanced" and self.kind != "regression":
+            weights = self._weights(labels)
+            targets["weights"], count = torch.from_numpy(weights.astype(np.float32)), float(weights.sum())
+        return Batch(inputs, targets, {"loss": count}, lengths)
 
-    @property
-    def _class_weights(self) -> np.ndarray | None:
-        """Return the weight of each label: rows / (labels * rows with it), the mean over rows being 1."""
-        if self.settings.class_weights == "none" or self.kind == "regression":
-            return None
-        return self.facts["rows"] / (len(self._names) * np.array(self.facts["counts"]))
+    def _weights(self, labels: np.ndarray) -> np.ndarray:
+        """Return how much each label counts [rows], by how rare it is; of several, each yes or no [rows, labels].
 
-    def _weights_of(self, labels: np.ndarray) -> np.ndarray:
-        """Return how much each yes or no counts [rows, labels]; balanced: both sides of a label count the same in all."""
-        if self.settings.class_weights == "none" or self.kind == "regression":
-            return np.ones_like(labels)
+        The mean over the training rows is 1; of several labels, both sides of one count the same in all.
+        """
         rows, counts = self.facts["rows"], np.array(self.facts["counts"])
+        if self.kind == "single":
+            return (rows / (len(counts) * counts))[labels]
         return np.where(labels == 1, rows / (2 * counts), rows / (2 * np.maximum(1, rows - counts)))
 
-    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each row [rows], or of each of its labels [rows, labels], not weighted."""
+    def _losses(self, logits: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the loss of each row [rows], or of each of its labels [rows, labels]."""
         from torch.nn import functional
 
         if self.kind == "single":
-            return functional.cross_entropy(logits, labels, reduction="none")
-        if self.kind == "multi":
-            return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        return (logits - labels).square()
+            losses = functional.cross_entropy(logits, targets["labels"], reduction="none")
+        elif self.kind == "multi":
+            losses = functional.binary_cross_entropy_with_logits(logits, targets["labels"], reduction="none")
+        else:
+            losses = (logits - targets["labels"]).square()
+        return losses * targets["weights"] if "weights" in targets else losses
 
     def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        losses = self._losses(model(**batch.inputs).logits.float(), batch.targets["labels"])
-        return {"loss": (losses * batch.targets["weights"]).sum()}
+        return {"loss": self._losses(model(**batch.inputs).logits.float(), batch.targets).sum()}
 
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Return probabilities, or the value."""
@@ -182,9 +177,12 @@ class TextClassification(Task):
         return logits.sigmoid() if self.kind == "multi" else logits
 
     def score(self, model: Any, batch: Batch) -> Records:
+        import torch
+
         logits = model(**batch.inputs).logits.float()
-        labels, weights = batch.targets["labels"], batch.targets["weights"]
-        losses = self._losses(logits, labels) * weights
+        labels = batch.targets["labels"]
+        weights = batch.targets.get("weights", torch.ones_like(labels))
+        losses = self._losses(logits, batch.targets)
         return {
             "scores": self._scores(logits).cpu().numpy(),
             "label": labels.cpu().numpy(),
