@@ -261,6 +261,7 @@ class Session:
             plan.reads = fit.stack.reads if fit.stack else None
             if refusal:
                 plan.precision, plan.why["precision"] = "fp32", f"the model does not compute in bfloat16: {refusal}"
+        fit.prepare(plan.arrangement, plan.precision)
         if fit.stack is not None:
             fit.stack.packed, fit.stack.reads = plan.arrangement == "packed", plan.reads
             if plan.compile:

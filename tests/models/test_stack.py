@@ -132,6 +132,25 @@ def test_every_family_goes_the_way_the_page_says() -> None:
     assert families.PAGE.read_text(encoding="utf-8") == families.page()
 
 
+# -- padded rows ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_padded_rows_in_bf16_attend_in_float32(family: str) -> None:
+    """In float32 the gradient is transformers' own, bit for bit; in bfloat16 it is as near to it as theirs, or nearer."""
+    found = {}
+    for name in ("sdpa", attention.PADDED):
+        attention.register()
+        model = families.made(CLASSIFIER, family)
+        model.set_attn_implementation(name)
+        found[name, "fp32"] = gradient(model, lambda: loss_of(model, CLASSIFIER, ROWS))
+        model.bfloat16()
+        found[name, "bf16"] = gradient(model, lambda: loss_of(model, CLASSIFIER, ROWS)).float()
+    exact = found["sdpa", "fp32"]
+    assert torch.equal(found[attention.PADDED, "fp32"], exact)
+    assert distance(found[attention.PADDED, "bf16"], exact) <= 1.2 * distance(found["sdpa", "bf16"], exact) < 0.1
+
+
 # -- only what is read of the last layer --------------------------------------------------------------------------------
 
 READ = [("bert", "first"), ("roberta", "first"), ("modernbert", "first"), ("gpt2", "last"), ("llama", "last"),

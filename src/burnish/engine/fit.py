@@ -11,6 +11,7 @@ from burnish.data.store import Store
 from burnish.errors import UserError
 from burnish.models.precision import round_to_bf16
 from burnish.models.stack import Stack
+from burnish.ops import attention
 from burnish.task import Batch, Task
 
 
@@ -71,6 +72,13 @@ class Fit:
             return "padded", f"rows of like length together; end to end this model does not take them: {refusal}"
         only = f"; the last layer computes each row's {reads} position only, all that is read" if reads else ""
         return "packed", f"end to end without padding; tried: each row comes out as it does alone{only}"
+
+    def prepare(self, arrangement: str, precision: str) -> None:
+        """Let padded rows of a bf16 run on a processor attend by a kernel whose backward pass is not slow."""
+        slow = (arrangement, precision, self.device) == ("padded", "bf16", "cpu")
+        if slow and self.model.config._attn_implementation == "sdpa":
+            attention.register()
+            self.model.set_attn_implementation(attention.PADDED)
 
     def refuses_bf16(self) -> str | None:
         """Return why the model does not compute with weights in bfloat16; None: it does."""

@@ -22,6 +22,8 @@ from burnish.ops.dropout import keep_mask
 
 NAME = "burnish"
 """The attention function's name in transformers."""
+PADDED = "burnish_padded"
+"""The name of the one for padded rows that is exact and fast in a backward pass on processors."""
 
 #: Queries computed together where a window limits what they see.
 _BLOCK = 128
@@ -341,9 +343,32 @@ def set_segments(lengths: Sequence[int]) -> None:
 
 def register() -> None:
     """Make the function known to transformers; models with `_attn_implementation = NAME` then call it without a mask."""
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, model_attention)
+    AttentionInterface.register(PADDED, padded_attention)
+    AttentionMaskInterface.register(PADDED, sdpa_mask)
+
+
+def padded_attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, **others: Any
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' "sdpa" does, but in float32 where a backward pass follows.
+
+    torch's kernel for bfloat16 on processors is many times slower there, and rounder (docs/log.md).
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if not torch.is_grad_enabled():
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
+    q, k, v, mask = (_float32(given) for given in (query, key, value, attention_mask))
+    out, _ = sdpa_attention_forward(module, q, k, v, mask, **{name: _float32(given) for name, given in others.items()})
+    return out.to(query.dtype), None
+
+
+def _float32(given: Any) -> Any:
+    return given.float() if isinstance(given, torch.Tensor) and given.is_floating_point() else given
 
 
 def model_attention(
