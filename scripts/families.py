@@ -19,7 +19,7 @@ from burnish.models.load import build as build_model
 from burnish.models.load import make_config, quiet
 from burnish.models.logits import whole_logits
 from burnish.models.stack import Stack
-from burnish.task import Batch, registry
+from burnish.task import Batch, Task, registry
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
 LENGTHS = [5, 9, 9, 30]
@@ -36,6 +36,11 @@ _SMALL = {
 }
 _GROUPED = {**_SMALL, "num_key_value_heads": 2, "head_dim": 16}
 _GPT = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 4, "n_head": 4} | _IDS
+
+_BOTH = {
+    **_IDS, "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 4, "decoder_layers": 4, "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_start_token_id": 2,
+}  # fmt: skip
 
 #: transformers' name of each family, and the settings of a small model of it. Windows are shorter than the longest row.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -73,6 +78,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "albert": {**_SMALL, "embedding_size": 64},
     "deberta-v2": _SMALL,
     "mpnet": _SMALL,
+    "t5": {
+        "vocab_size": VOCABULARY, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 4, "num_heads": 4,
+        "pad_token_id": 0, "decoder_start_token_id": 0,
+    },
+    "bart": _BOTH,
+    "marian": {**_BOTH, "forced_eos_token_id": 2},
 }  # fmt: skip
 
 
@@ -115,27 +126,34 @@ def forward_of(model: Any) -> Callable[[Batch], Any]:
     """Return a function that computes a model on a batch, as a task's loss would."""
 
     def forward(batch: Batch) -> Any:
-        return model(**batch.inputs).logits.float().sum()
+        answers = {"decoder_input_ids": batch.inputs["input_ids"]} if model.config.is_encoder_decoder else {}
+        output = model(**batch.inputs, **answers)
+        logits = [value for name, value in output.items() if name.endswith("logits")]
+        return torch.stack([value.float().sum() for value in logits]).sum()
 
     return forward
 
 
-def way_of(auto_class: str, family: str) -> Way | None:
-    """Return how a family is computed for a task's head; None if transformers has no such model."""
+def way_of(task: type[Task], family: str) -> Way | None:
+    """Return how a family is computed for a task; None if transformers has no such model."""
     try:
-        model = made(auto_class, family)
+        model = made(task.auto_class, family)
     except UserError:
         return None
+    if model.config.is_encoder_decoder and task.auto_class != "AutoModelForSeq2SeqLM":
+        return None  # its encoder alone would do
     forward = forward_of(model)
     stack = Stack(model)
     refusal = stack.refusal(forward, batch_of([0, 1, 2, 3]), [batch_of([row]) for row in range(len(LENGTHS))])
     frozen, logits = "computed in every step: rows are padded", ""
-    if refusal is None:
+    if refusal is None and task.vary is not Task.vary:
+        frozen = "computed in every step: the rows change from epoch to epoch"
+    elif refusal is None:
         model.requires_grad_(False)
         stack.layers[2:].requires_grad_(True)
         why = stack.find_prefix(forward, batch_of([0, 1, 2, 3]))
         frozen = f"computed in every step: {why}" if why else "computed once"
-    if auto_class == "AutoModelForCausalLM":
+    if task.auto_class in ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"):
         whole = whole_logits(model)
         logits = f"whole: {whole}" if whole else "scored ones only"
     return Way(f"padded: {refusal}" if refusal else "end to end", frozen, logits)
@@ -152,13 +170,16 @@ def page() -> str:
         "A family that is not listed is tried all the same when a run starts, and the run says which way it went.\n"
     ]
     for name, task in registry().items():
-        rows = []
+        rows, missing = [], []
         for family in FAMILIES:
-            way = way_of(task.auto_class, family)
-            cells = (way.rows, way.frozen, way.logits) if way else ("transformers has no such model", "", "")
+            if (way := way_of(task, family)) is None:
+                missing.append(family)
+                continue
+            cells = (way.rows, way.frozen, way.logits)
             rows.append(f"| {family} | " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
         head = "| family | rows | frozen layers | logits |\n|---|---|---|---|"
-        parts.append(f"## {name}\n\n{head}\n" + "\n".join(rows) + "\n")
+        none = f"\ntransformers has no such model of {', '.join(missing)}.\n" if missing else ""
+        parts.append(f"## {name}\n\n{head}\n" + "\n".join(rows) + f"\n{none}")
     return "\n".join(parts)
 
 

@@ -24,6 +24,7 @@ from burnish.data.loader import Loader
 from burnish.engine import checkpoint, loop
 from burnish.errors import GuardError, UserError
 from burnish.parallel import launch
+from burnish.session import Session
 from burnish.terminal import Terminal
 from helpers import apart, result_of, sentiment_rows, session_of
 
@@ -76,7 +77,7 @@ def test_the_ranks_rows_are_each_steps_rows(
     ragged_file: Path, tmp_path: Path, padded: bool, batch: int, micro_batch: int
 ) -> None:
     """None twice, none left out, with a short last step and with more ranks than rows."""
-    session = session_of("text-generation", **settings_and_folder(ragged_file, tmp_path / "none"))
+    session = session_in(ragged_file, tmp_path / "none")
     store, task = session.stores["train"], session.task
     total = 3 * batch + 1
     shares: dict[int, list[Loader]] = {
@@ -105,10 +106,10 @@ def test_the_ranks_rows_are_each_steps_rows(
     assert idle > 0  # the short step leaves one row to three ranks
 
 
-def settings_and_folder(ragged_file: Path, folder: Path) -> dict[str, Any]:
+def session_in(ragged_file: Path, folder: Path) -> Session:
     settings = settings_of(ragged_file, folder)
     del settings["run"]
-    return {"folder": folder, **settings}
+    return session_of("text-generation", folder, **settings)
 
 
 # -- what is learned ---------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def differences(found: Run, wanted: Run, start: dict[str, torch.Tensor]) -> tupl
 @pytest.fixture
 def start(ragged_file: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
     """The weights before the first step."""
-    session = session_of("text-generation", **settings_and_folder(ragged_file, tmp_path / "none"))
+    session = session_in(ragged_file, tmp_path / "none")
     return {name: value.detach().clone() for name, value in session.fit.model.named_parameters()}
 
 
@@ -301,7 +302,7 @@ def test_what_several_ranks_cannot_do_is_refused(
 
 
 def test_another_number_of_ranks_is_another_recipe(ragged_file: Path, tmp_path: Path) -> None:
-    session = session_of("text-generation", **settings_and_folder(ragged_file, tmp_path / "run"))
+    session = session_in(ragged_file, tmp_path / "run")
     with session.folder.locked():
         session.begin()
         session.terminal.close()
