@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,16 @@ def test_a_damaged_store_is_written_again(tmp_path: Path, name: str, damage: str
     with pytest.raises(Damaged):
         Store(path)
     assert is_whole(build(path)) and is_whole(Store(path))
+
+
+def test_rows_that_cannot_be_read_are_not_blamed_on_the_place(tmp_path: Path) -> None:
+    def torn() -> Iterator[tuple[dict, str]]:
+        yield EXAMPLES[0]
+        raise OSError(5, "Input/output error", "rows.csv")
+
+    with pytest.raises(OSError, match=r"rows\.csv"):
+        Store.build(tmp_path / "store", torn())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

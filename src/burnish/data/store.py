@@ -76,12 +76,13 @@ class Store:
         if path.exists():
             with suppress(Damaged):
                 return Store(path)
+        pieces, places = _collected(examples)  # apart: what goes wrong in reading the rows is not this folder's fault
         temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
         try:
             remove_folder(temporary)
             temporary.mkdir(parents=True)
             try:
-                _write(temporary, examples)
+                _write(temporary, pieces, places)
                 replace_folder(temporary, path)
             finally:
                 remove_folder(temporary)
@@ -110,7 +111,8 @@ def _mapped(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r").view(np.ndarray)
 
 
-def _write(folder: Path, examples: Iterable[tuple[Example, str]]) -> None:
+def _collected(examples: Iterable[tuple[Example, str]]) -> tuple[dict[str, list[np.ndarray]], list[str]]:
+    """Return the arrays of each feature, and where each example came from."""
     pieces: dict[str, list[np.ndarray]] = {}
     places: list[str] = []
     for example, where in examples:
@@ -119,6 +121,10 @@ def _write(folder: Path, examples: Iterable[tuple[Example, str]]) -> None:
         places.append(where)
     if not places:
         raise UserError("The data holds no text to learn from after encoding; give more rows.")
+    return pieces, places
+
+
+def _write(folder: Path, pieces: dict[str, list[np.ndarray]], places: list[str]) -> None:
     for name, values in pieces.items():
         flat = np.concatenate(values)
         np.save(folder / f"{name}.values.npy", flat.astype(np.float32 if flat.dtype.kind == "f" else _smallest(flat)))
