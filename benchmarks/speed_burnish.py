@@ -19,6 +19,7 @@ import burnish
 from benchmarks.gauge import Gauge, show
 from benchmarks.peers.given import Given, held_out_loss, versions
 from benchmarks.rows import own_cache
+from burnish.env import load_torch
 from burnish.errors import Stopped
 from burnish.terminal import Terminal
 
@@ -45,6 +46,7 @@ class Told(Terminal):
 @contextmanager
 def clock_of_training(gauge: Gauge) -> Iterator[None]:
     """Start the gauge's clock when a session begins to train: all is prepared, and no frozen layer has run yet."""
+    load_torch()  # as `burnish.train` does before it imports a session
     from burnish.session import Session
 
     train = Session.train
