@@ -10,22 +10,20 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import burnish
 from benchmarks.gauge import Gauge, show
 from benchmarks.peers.given import Given, held_out_loss, versions
 from benchmarks.rows import own_cache
-from burnish.env import load_torch
 from burnish.errors import Stopped
 from burnish.terminal import Terminal
 
 
 class Told(Terminal):
-    """A silent terminal that tells the gauge of each step, and stops the run as a person would.
+    """A silent terminal that tells the gauge of the plan and of each step, and stops the run as a person would.
 
     Args:
         stop_at: step after which the run is asked to save itself and stop; None: it goes to its end.
@@ -35,6 +33,12 @@ class Told(Terminal):
         super().__init__(quiet=True)
         self.gauge, self.stop_at = gauge, stop_at
 
+    def facts(self, title: str, rows: list[tuple[str, str, str]]) -> None:
+        """Begin to measure with the plan: all is prepared then, and no frozen layer has run yet."""
+        super().facts(title, rows)
+        if not self.gauge.steps:
+            self.gauge.begin()
+
     def advance(self, done: int, note: str = "") -> None:
         """Tell of a step."""
         self.gauge.step()
@@ -43,30 +47,11 @@ class Told(Terminal):
         super().advance(done, note)
 
 
-@contextmanager
-def clock_of_training(gauge: Gauge) -> Iterator[None]:
-    """Start the gauge's clock when a session begins to train: all is prepared, and no frozen layer has run yet."""
-    load_torch()  # as `burnish.train` does before it imports a session
-    from burnish.session import Session
-
-    train = Session.train
-
-    def begun(*given: Any) -> None:
-        gauge.begin()
-        train(*given)
-
-    Session.train = begun
-    try:
-        yield
-    finally:
-        Session.train = train
-
-
 def measure(given: Given, run: Path, stop_at: int | None) -> None:
     """Train, or go on with a run, and print what it took and what it reached."""
     gauge = Gauge(given.untimed)
     recipe = str(given.folder / "recipe.yaml")
-    with clock_of_training(gauge), suppress(Stopped):
+    with suppress(Stopped):
         burnish.train(recipe, terminal=Told(gauge, stop_at), run={"dir": str(run)})
     found = burnish.load(run)
     plan = found.folder.read_json(found.folder.plan)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.api import info
-from burnish.config import Config, TaskSettings
+from burnish.config import Config, TaskSettings, config_class, explained
 from burnish.task import registry
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
@@ -23,11 +23,12 @@ def _lines() -> Iterator[str]:
     yield ""
     yield "Written by `make docs` from the code. On the command line `--optim.lr 3e-4`, in a recipe `optim: {lr: 3e-4}`, in"
     yield 'Python `burnish.train(..., optim={"lr": 3e-4})`. A group given a plain value sets its first field.'
-    for group, field in Config.model_fields.items():
+    for group, field in explained(Config).model_fields.items():
         settings: Any = field.annotation
         yield from _group(group, settings, settings.model_fields)
     for name, task in registry().items():
         own = {key: value for key, value in task.Settings.model_fields.items() if key not in TaskSettings.model_fields}
+        explained(config_class(task.Settings))
         if own:
             yield from _group(f"task, for {name}", task.Settings, own, prefix="task")
     found = info()

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import ValidationError
 
-from burnish.config import Config, TaskSettings, config_class, explain, fields, read_recipe
+from burnish.config import Config, TaskSettings, config_class, explain, explained, fields, read_recipe
 from burnish.errors import BurnishError
 
 _HELP = """Train and fine-tune transformers: exact, fast, whole.
@@ -53,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         task_settings = _task_settings(words)
-        app = _app(task_settings)
-        app(_expanded(words, config_class(task_settings)), exit_on_error=False, print_error=False)
+        cls = config_class(task_settings)
+        app = _app(explained(cls) if {"--help", "-h"} & set(words) else cls)
+        app(_expanded(words, cls), exit_on_error=False, print_error=False)
         code = 0
     except CycloptsError as error:
         code = _failed(_sentence(error, words), 2)
@@ -135,11 +136,10 @@ def _shown(default: Any) -> Any:
     return None if default in (None, (), "") else default
 
 
-def _app(task_settings: type[TaskSettings]) -> App:
+def _app(cls: type[Config]) -> App:
     from burnish import __version__
 
     app = App(name="burnish", help=_HELP, version=__version__, help_format="plaintext")
-    cls = config_class(task_settings)
     groups = _settings_parameters(cls)
     app.command(_with(_train, groups), name="train", help=_TRAIN_HELP)
     some = [parameter for parameter in groups if parameter.name in ("data", "run", "train")]

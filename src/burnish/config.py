@@ -6,8 +6,12 @@ A recipe is a YAML file of these groups. A group given a plain value sets its fi
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,7 +40,7 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_to_tuple)]
 class Settings(BaseModel):
     """Base of every group: frozen, typed, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TaskSettings(Settings):
@@ -289,6 +293,24 @@ FREE_ON_RESUME = frozenset(
         "run.threads",
     }
 )
+
+
+def explained(cls: type[Config]) -> type[Config]:
+    """Return the class with the string under each setting as its description, for help and reference.
+
+    pydantic could find them itself, but would read the source of every group each time burnish starts.
+    """
+    for info in cls.model_fields.values():
+        group: Any = info.annotation
+        for owner in reversed(group.__mro__):
+            if not issubclass(owner, Settings):
+                continue
+            body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore  (a class)
+            for statement, below in pairwise(body):
+                match statement, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        group.model_fields[name].description = inspect.cleandoc(text)
+    return cls
 
 
 def config_class(task_settings: type[TaskSettings]) -> type[Config]:

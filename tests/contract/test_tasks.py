@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import burnish
-from burnish.config import TaskSettings
+from burnish.config import TaskSettings, config_class, explained
 from burnish.engine import checkpoint
 from burnish.engine.step import accumulate
 from burnish.task import registry
@@ -82,6 +82,7 @@ class TestTask:
         task = registry()[name]
         assert task.__doc__ and inspect.getmodule(task).__doc__
         assert issubclass(task.Settings, TaskSettings)
+        explained(config_class(task.Settings))
         for field, info in task.Settings.model_fields.items():
             assert info.description, f"{name}: task.{field} has no description"
         for member, value in vars(task).items():
