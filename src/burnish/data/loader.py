@@ -48,9 +48,11 @@ class Loader:
 
     def step(self, step: int) -> list[Batch]:
         """Return the micro-batches of step `step`: its rows by length, cut where little is padded."""
-        rows = sorted(self._rows(step), key=lambda pair: self.store.length(pair[0]))
-        lengths = [self.store.length(row) for row, _ in rows]
-        ends = cuts(lengths, self.micro_batch * self.ranks, CUT_COST if self.padded else None)
+        rows = self._rows(step)
+        lengths = self.store.lengths([row for row, _ in rows])
+        order = lengths.argsort(kind="stable").tolist()
+        rows = [rows[place] for place in order]
+        ends = cuts(lengths[order].tolist(), self.micro_batch * self.ranks, CUT_COST if self.padded else None)
         return [self._share(rows[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _share(self, rows: list[tuple[int, int]]) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,9 +54,13 @@ class Store:
         start, end = self._offsets["input_ids"][index : index + 2]
         return int(end - start)
 
-    def lengths(self) -> np.ndarray:
-        """Return the number of positions of every example."""
-        return np.diff(self._offsets["input_ids"])
+    def lengths(self, rows: Sequence[int] | None = None) -> np.ndarray:
+        """Return the number of positions of every example, or of some."""
+        offsets = self._offsets["input_ids"]
+        if rows is None:
+            return np.diff(offsets)
+        chosen = np.asarray(rows)
+        return offsets[chosen + 1] - offsets[chosen]
 
     def where(self, index: int) -> str:
         """Return file and line of the row an example came from."""

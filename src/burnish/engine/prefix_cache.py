@@ -141,7 +141,7 @@ class PrefixCache:
         """Take in the rows of a part whose checksums fit; a damaged row is computed again."""
         try:
             digests, lengths, sums, seconds = _read_index(part / "rows.npz")
-            values = np.memmap(part / "values.bin", dtype=self.kind, mode="r").reshape(-1, self.width)
+            values = np.memmap(part / "values.bin", dtype=self.kind, mode="r").view(np.ndarray).reshape(-1, self.width)
         except (OSError, ValueError):
             return
         starts = np.concatenate([[0], np.cumsum(lengths)])

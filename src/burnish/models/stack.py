@@ -123,9 +123,10 @@ class Passage:
         """Return what the last layer gives for the positions that are read, [1, rows, width], as the padded batch."""
         assert self.shape is not None and self.glance is not None  # set on entering
         rows, longest = self.shape
-        places = self.glance.places if self.index is None else self.index.index_select(0, self.glance.places)
+        places = self.glance.places[:rows]
+        places = places if self.index is None else self.index.index_select(0, places)
         whole = hidden.new_full((rows * longest, *hidden.shape[2:]), elsewhere)
-        return whole.index_copy(0, places, hidden[0]).unflatten(0, (rows, longest))
+        return whole.index_copy(0, places, hidden[0, :rows]).unflatten(0, (rows, longest))
 
     def flat(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor [rows or 1, positions, ...] as [all positions, ...]."""

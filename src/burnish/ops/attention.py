@@ -239,7 +239,8 @@ class Glance:
 
     Args:
         lengths: of the rows.
-        places: of the positions asked for, one of each row, among the rows laid end to end.
+        places: of the positions asked for, one of each row, among the rows laid end to end; the last one is repeated up
+            to a power of two, and what comes of the repetitions is idle.
     """
 
     def __init__(self, lengths: Sequence[int], places: np.ndarray, device: torch.device):
@@ -248,7 +249,8 @@ class Glance:
         rows = np.repeat(np.arange(len(numbers)), numbers)
         within = np.arange(numbers.sum()) - starts[rows]
         move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)  # noqa: E731
-        self.places = move(places)
+        filled = 1 << (len(places) - 1).bit_length()  # few numbers occur: kernels are made for each (docs/log.md)
+        self.places = move(np.pad(places, (0, filled - len(places)), mode="edge"))
         self._rows, self._slots = move(rows), move(rows * numbers.max() + within)
         self._ahead = move(np.arange(numbers.sum()) - places[rows])
         self._longest = int(numbers.max())
