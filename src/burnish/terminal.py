@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,15 +26,21 @@ class Terminal:
     """
 
     def __init__(self, *, to_stderr: bool = False, quiet: bool = False):
-        from rich.console import Console
-
-        self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
-        if not self.console.is_terminal:
-            self.console.width = 140  # a file or pipe has no width of its own
+        self._to_stderr, self._quiet = to_stderr, quiet
         self._file: TextIO | None = None
         self._progress: Any = None
         self._bar: Any = None
         self._printed = 0.0
+
+    @cached_property
+    def console(self) -> Any:
+        """What prints; made when there is something to print."""
+        from rich.console import Console
+
+        console = Console(stderr=self._to_stderr, highlight=False, soft_wrap=True)
+        if not console.is_terminal:
+            console.width = 140  # a file or pipe has no width of its own
+        return console
 
     def open_log(self, path: Path) -> None:
         """Repeat every sentence in this file from now on."""
@@ -47,7 +54,8 @@ class Terminal:
 
     def say(self, text: str, *, style: str = "") -> None:
         """Print a sentence."""
-        self.console.print(text, style=style or None, markup=False)
+        if not self._quiet:
+            self.console.print(text, style=style or None, markup=False)
         self._write(text)
 
     def _write(self, text: str) -> None:
@@ -57,6 +65,10 @@ class Terminal:
 
     def facts(self, title: str, rows: list[tuple[str, str, str]]) -> None:
         """Print named values with their reasons, aligned."""
+        for name, value, why in rows:
+            self._write(f"{name}: {value}" + (f" ({why})" if why else ""))
+        if self._quiet:
+            return
         from rich.table import Table
 
         table = Table(
@@ -67,21 +79,20 @@ class Terminal:
         table.add_column(style="dim", overflow="fold", ratio=2)
         for name, value, why in rows:
             table.add_row(f"  {name}", value, why)
-            self._write(f"{name}: {value}" + (f" ({why})" if why else ""))
         self.console.print(table)
 
     @contextmanager
     def progress(self, name: str, total: int, done: int = 0) -> Iterator[None]:
         """Show a progress line while the block runs; `advance` moves it."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self._printed = time.monotonic()
         self._started, self._first = time.monotonic(), done
         self._total, self._name = total, name
-        if not self.console.is_terminal or self.console.quiet:
+        if self._quiet or not self.console.is_terminal:
             self._progress = None
             yield
             return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"), TextColumn("left"), TimeRemainingColumn(),
@@ -97,7 +108,7 @@ class Terminal:
         """Move the progress line to `done`, with a note such as the loss."""
         if self._progress is not None:
             self._progress.update(self._bar, completed=done, note=note)
-        elif time.monotonic() - self._printed > _PLAIN_SECONDS and not self.console.quiet:
+        elif time.monotonic() - self._printed > _PLAIN_SECONDS and not self._quiet:
             now = time.monotonic()
             rate = (done - self._first) / max(now - self._started, 1e-9)
             left = readable_seconds((self._total - done) / rate) if rate > 0 else "?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import burnish.ops.attention_operator  # noqa: F401  (defines torch.ops.burnish.attention)
 from burnish.ops import attention
 from burnish.ops.attention import BACKWARD, FORWARD, Rule, Segments
 

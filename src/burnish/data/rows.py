@@ -107,8 +107,12 @@ def _neighbour(path: Path) -> str:
         return ""
 
 
+#: Files of at most this size in all are read once.
+KEPT_BYTES = 32_000_000
+
+
 class Rows:
-    """The good rows of some parts, re-read from the files at each iteration, so that memory stays flat.
+    """The good rows of some parts. Large files are read again at each iteration, so that memory stays flat.
 
     Args:
         parts: the files.
@@ -118,9 +122,10 @@ class Rows:
 
     def __init__(self, parts: Sequence[Part], columns: Mapping[str, str], extra: Sequence[str] = ()):
         self.parts, self.columns, self.extra = list(parts), dict(columns), list(extra)
+        self._kept: list[Row] | None = None
 
     def __iter__(self) -> Iterator[Row]:
-        return (row for row in self.read() if isinstance(row, Row))
+        return iter(self._kept) if self._kept else (row for row in self.read() if isinstance(row, Row))
 
     def read(self) -> Iterator[Row | BrokenRow]:
         """Yield good rows, their columns under the task's names, and broken ones."""
@@ -161,9 +166,12 @@ class Rows:
             UserError: there is no good row, or more broken ones than allowed; names the first few with file and line.
         """
         good, broken = 0, []
+        kept: list[Row] | None = [] if sum(part.path.stat().st_size for part in self.parts) <= KEPT_BYTES else None
         for row in self.read():
             if isinstance(row, Row):
                 good += 1
+                if kept is not None:
+                    kept.append(row)
             else:
                 broken.append(row)
                 if on_bad_row == "stop":
@@ -180,6 +188,7 @@ class Rows:
                 f"{'; ...' if len(broken) > 3 and good else ''}. Mend the file or name the right columns "
                 "(--data.text, --data.label)."
             )
+        self._kept = kept
         return broken
 
 

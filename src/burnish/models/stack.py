@@ -333,6 +333,8 @@ class Stack:
         Args:
             folder: where it is kept for a run that goes on, unless the user's environment names another.
         """
+        import burnish.ops.attention_operator  # noqa: F401  (defines what compiled layers call)
+
         if Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_")).name.startswith("torchinductor_"):
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve())  # torch itself names torchinductor_USER
         self.inner = [torch.compile(inner, dynamic=True) for inner in self.inner]

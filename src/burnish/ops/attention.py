@@ -418,7 +418,8 @@ def model_attention(
         return _glance.attend(query, key, value, rule, dropout).transpose(1, 2), None
     if compiling and not dropout and softcap is None and not query.is_cuda:
         window = sliding_window or 0
-        return _compiled(query, key, value, _lengths, rule.causal, scale, window)[0].transpose(1, 2), None
+        out, _ = torch.ops.burnish.attention(query, key, value, _lengths, rule.causal, scale, window)
+        return out.transpose(1, 2), None
     assert _current is not None  # tried above; compiled code trusts it
     return attention(query, key, value, _current, rule, dropout).transpose(1, 2), None
 
@@ -506,7 +507,7 @@ def _rows(tensor: torch.Tensor, group: Group) -> torch.Tensor:
 # -- CPU: torch's flash kernel, run by run ----------------------------------------------------------------------------
 
 
-def _forward(
+def flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, rule: Rule
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the output [1, heads, positions, width] and the log of each softmax's sum [heads, positions], float32."""
@@ -535,7 +536,7 @@ def _end_to_end(groups: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(flat) if len(flat) > 1 else flat[0]
 
 
-def _backward(
+def flash_gradients(
     gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
     sums: torch.Tensor, segments: Segments, rule: Rule,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
@@ -585,7 +586,7 @@ def _put(gradient: torch.Tensor, keys: slice, part: torch.Tensor) -> None:
 class _Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, segments: Segments, rule: Rule) -> torch.Tensor:
-        out, sums = _forward(query, key, value, segments, rule)
+        out, sums = flash(query, key, value, segments, rule)
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.segments, ctx.rule = segments, rule
         return out
@@ -593,57 +594,7 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         query, key, value, out, sums = ctx.saved_tensors
-        return (*_backward(gradients[0], query, key, value, out, sums, ctx.segments, ctx.rule), None, None)
-
-
-# The same as one operator that the compiler does not look into. A window of 0 is none; lengths of 0 fill up a fixed number.
-
-
-def _unpacked(lengths: torch.Tensor, causal: bool, scale: float, window: int) -> tuple[Segments, Rule]:
-    return Segments(tuple(length for length in lengths.tolist() if length)), Rule(causal, scale, window or None)
-
-
-@torch.library.custom_op("burnish::attention", mutates_args=())
-def _compiled(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: torch.Tensor, causal: bool, scale: float,
-    window: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    return _forward(query, key, value, *_unpacked(lengths, causal, scale, window))
-
-
-@_compiled.register_fake
-def _(query: Any, key: Any, value: Any, lengths: Any, causal: bool, scale: float, window: int) -> Any:
-    _, heads, total, _ = query.shape
-    out = query.new_empty(total, heads, value.shape[-1]).transpose(0, 1)[None]
-    return out, query.new_empty(heads, total, dtype=torch.float32)
-
-
-@torch.library.custom_op("burnish::attention_backward", mutates_args=())
-def _compiled_backward(
-    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
-    sums: torch.Tensor, lengths: torch.Tensor, causal: bool, scale: float, window: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    return _backward(gradient, query, key, value, out, sums, *_unpacked(lengths, causal, scale, window))
-
-
-@_compiled_backward.register_fake
-def _(
-    gradient: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, lengths: Any, causal: bool, scale: float,
-    window: int,
-) -> Any:  # fmt: skip
-    return tuple(torch.empty_like(tensor.transpose(1, 2)).transpose(1, 2) for tensor in (query, key, value))
-
-
-def _keep(ctx: Any, inputs: Any, output: Any) -> None:
-    query, key, value, lengths, *ctx.rule = inputs
-    ctx.save_for_backward(query, key, value, *output, lengths)
-
-
-def _differentiate(ctx: Any, gradient: Any, _: Any) -> Any:
-    return (*_compiled_backward(gradient, *ctx.saved_tensors, *ctx.rule), None, None, None, None)
-
-
-_compiled.register_autograd(_differentiate, setup_context=_keep)
+        return (*flash_gradients(gradients[0], query, key, value, out, sums, ctx.segments, ctx.rule), None, None)
 
 
 # -- GPU: torch's kernel for rows of many lengths ---------------------------------------------------------------------
