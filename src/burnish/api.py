@@ -16,6 +16,7 @@ import yaml
 from burnish.config import Config, config_class, differences, merge, normalise, parse, read_recipe
 from burnish.env import load_torch, machine, versions
 from burnish.errors import UserError
+from burnish.models.dial import dialled
 from burnish.run import RunFolder, folder_name
 from burnish.task import Task, find_task, registry
 from burnish.terminal import Terminal
@@ -47,6 +48,7 @@ def resolve(target: str | None, overrides: Mapping[str, Any]) -> tuple[Config, t
         raise UserError(
             f"model: give either --model (a Hub id or folder, pretrained) or --preset (from scratch); {given}."
         )
+    config = dialled(config)
     if stem is None:
         first = config.data.train[0] if config.data.train else "run"
         stem = Path(first).name.split(".")[0] if os.path.exists(first) else first

@@ -63,6 +63,9 @@ class ModelSettings(Settings):
     """Tokenizer folder or Hub id. Default: the model's own; from scratch, one is trained on the data."""
     vocab_size: int | None = Field(None, ge=257, le=2_000_000)
     """Size of the vocabulary of a model from scratch. Default: the preset's."""
+    compute: float | None = Field(None, ge=1e12, le=1e27)
+    """Floating-point operations that may be spent on a model from scratch (1e15). Layers, width, heads, batch, learning
+    rate and length follow from it, for the family of the preset; what is given besides stands."""
 
 
 class DataSettings(Settings):
@@ -194,7 +197,7 @@ class TrainSettings(Settings):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of every layer. Default: none from scratch, a pretrained model's own otherwise."""
     evaluate_every: DurationText | None = None
-    """Time between evaluations. Default: an epoch or a tenth of the run, whichever is shorter."""
+    """Time between evaluations. Default: an epoch, between a hundredth and a tenth of the run."""
     best: str | None = None
     """Metric whose best checkpoint becomes `model/`. Default: the last checkpoint does."""
     patience: int | None = Field(None, ge=1)

@@ -25,11 +25,11 @@ from burnish.env import cache_dir, describe, keep_freed_memory, peak_flops
 from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.adapter import adapt, merged, save_adapter
+from burnish.models.dial import dial_of, preset_of
 from burnish.models.freeze import freeze, set_training_mode
 from burnish.models.load import build, make_config, parameter_count, quiet, skeleton, trainable_count
 from burnish.models.load import describe as describe_model
 from burnish.models.precision import Weights
-from burnish.models.scratch import find_preset
 from burnish.models.source import model_folder
 from burnish.ops.dropout import swap_dropout
 from burnish.optim.optimizers import Optimizers
@@ -88,7 +88,7 @@ class Session:
         stored = Plan.from_json(self.folder.read_json(self.folder.plan)) if self.resuming else None
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
         if config.model.preset is not None:
-            find_preset(config.model.preset)
+            preset_of(config)
         self.splits = find_rows(config, self.task_class)
         if stored and stored.data["fingerprint"] != self.splits.fingerprint:
             raise UserError(
@@ -116,7 +116,7 @@ class Session:
             return load_tokenizer(path if path.is_dir() else model_folder(model.tokenizer, None))
         if self.source is not None:
             return load_tokenizer(self.source)
-        size = model.vocab_size or find_preset(model.preset or "").options["vocab_size"]
+        size = model.vocab_size or preset_of(self.config).options["vocab_size"]
         cached = tokenizer_cache(self.splits, size, self.task_class.special_tokens)
         if cached.is_dir():
             return load_tokenizer(cached)
@@ -127,7 +127,7 @@ class Session:
         options = self.task.model_options()
         config = self.config
         if self.source is None:
-            preset = find_preset(config.model.preset or "")
+            preset = preset_of(config)
             size = config.model.vocab_size or preset.options["vocab_size"]
             options |= {
                 "vocab_size": size,
@@ -210,6 +210,7 @@ class Session:
                 "parameters": total,
                 "trainable": trainable_count(model),
                 "flops_per_position": flops / (tokens * rows),
+                **({"dial": dial.rows()} if (dial := dial_of(config)) else {}),
             },
             data=recount(self.splits, self.stores),
             facts=facts,
@@ -229,6 +230,8 @@ class Session:
             first = self.splits.broken[0]
             rows.insert(4, ("broken rows", f"{len(self.splits.broken)} skipped", f"{first.where}: {first.reason}"))
         title = "Resuming" if self.resuming else "Plan"
+        if dial := dial_of(self.config):
+            rows[2:2] = dial.rows()
         self.terminal.facts(f"{title}: {self.task_class.name}", rows)
 
     def build(self) -> None:

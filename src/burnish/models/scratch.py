@@ -40,11 +40,22 @@ class Family(ABC):
     def presets(self) -> list[Preset]:
         """Return the sizes, smallest first."""
 
+    def shaped(self, layers: int, width: int, context: int, vocabulary: int) -> dict[str, Any] | None:
+        """Return the config of a size between the published ones, with 12 width^2 weights in each layer and heads of 64.
+
+        None: this family comes in its published sizes only.
+        """
+        return None
+
+
+def families() -> list[Family]:
+    """Return every family."""
+    return [family() for family in find_subclasses("burnish.models.presets", Family).values()]
+
 
 def presets() -> dict[str, Preset]:
     """Return every preset by name."""
-    families = find_subclasses("burnish.models.presets", Family)
-    return {preset.name: preset for family in families.values() for preset in family().presets()}
+    return {preset.name: preset for family in families() for preset in family.presets()}
 
 
 def find_preset(name: str) -> Preset:

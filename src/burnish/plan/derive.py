@@ -21,6 +21,9 @@ from burnish.units import Duration, readable_bytes, readable_seconds
 MOST_EVALUATING = 0.1
 FEWEST_EVALUATED = 200
 
+#: How often the same text is nearly as good as new one (Muennighoff et al. 2023, section 6).
+MOST_PASSES = 4
+
 #: Fewer positions computed at once than this leave the processor waiting; activations are then rather recomputed.
 FEWEST_POSITIONS = 1024
 
@@ -288,12 +291,17 @@ def choose_length(config: Config, rows: int, tokens_per_row: float) -> tuple[int
         raise UserError(f"train.length: {error}.") from error
     total = math.ceil(total_rows / batch)
     why["total_steps"] = f"{config.train.length} at {batch} rows a step"
+    if config.model.compute and total_rows > MOST_PASSES * rows:
+        why["total_steps"] += (
+            f"; {total_rows / rows:.0f} passes over the data, and more than {MOST_PASSES} add little "
+            "(Muennighoff et al. 2023): get more, or lower --model.compute"
+        )
     warmup = within("schedule.warmup", config.schedule.warmup, total)
     if config.train.evaluate_every is not None:
         every = max(1, within("train.evaluate_every", config.train.evaluate_every, total))
     else:
-        every = max(1, min(math.ceil(total / 10), math.ceil(rows / batch)))
-        why["evaluate_every"] = "an epoch or a tenth of the run"
+        every = max(1, total // 100, min(math.ceil(total / 10), math.ceil(rows / batch)))
+        why["evaluate_every"] = "an epoch, between a hundredth and a tenth of the run"
     return total_rows, total, warmup, every, why
 
 

@@ -54,3 +54,6 @@ class Gpt2(Family):
             )
             for name, (layers, heads, width, context, vocabulary, parameters) in _SIZES.items()
         ]
+
+    def shaped(self, layers: int, width: int, context: int, vocabulary: int) -> dict[str, Any]:
+        return gpt2_options(layers, width // 64, width, context, vocabulary)

@@ -6,6 +6,8 @@ The paper's table as printed does not divide for two sizes: 1.3B has 24 heads of
 
 from __future__ import annotations
 
+from typing import Any
+
 from burnish.models.presets.gpt2 import gpt2_options
 from burnish.models.scratch import Family, Preset
 
@@ -38,3 +40,6 @@ class Gpt3(Family):
             )
             for name, (layers, heads, width, parameters) in _SIZES.items()
         ]
+
+    def shaped(self, layers: int, width: int, context: int, vocabulary: int) -> dict[str, Any]:
+        return gpt2_options(layers, width // 64, width, context, vocabulary)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from burnish.models.scratch import Family, Preset
 
 #: name: layers, heads, heads of keys, width, inner width, vocabulary, one matrix for both ends, parameters
-_SIZES = {
+_SIZES: dict[str, tuple[Any, ...]] = {
     "llama3-nano": (4, 4, 2, 128, 384, 2_048, True, 1_049_728),
     "llama3-micro": (4, 4, 2, 256, 768, 4_096, True, 4_196_608),
     "llama3-1b": (16, 32, 8, 2_048, 8_192, 128_256, True, 1_235_814_400),
@@ -14,6 +16,24 @@ _SIZES = {
     "llama3-70b": (80, 64, 8, 8_192, 28_672, 128_256, False, 70_553_706_496),
     "llama3-405b": (126, 128, 8, 16_384, 53_248, 128_256, False, 405_853_388_800),
 }
+
+
+def llama3_options(
+    layers: int, heads: int, key_heads: int, width: int, inner: int, vocabulary: int, tied: bool, context: int
+) -> dict[str, Any]:
+    """Return the settings of a Llama config of this size."""
+    return {
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+    }
 
 
 class Llama3(Family):
@@ -26,20 +46,14 @@ class Llama3(Family):
             Preset(
                 name,
                 "llama",
-                {
-                    "num_hidden_layers": layers,
-                    "num_attention_heads": heads,
-                    "num_key_value_heads": key_heads,
-                    "hidden_size": width,
-                    "intermediate_size": inner,
-                    "vocab_size": vocabulary,
-                    "tie_word_embeddings": tied,
-                    "max_position_embeddings": 8_192 if vocabulary == 128_256 else 1_024,
-                    "rms_norm_eps": 1e-5,
-                    "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
-                },
+                llama3_options(*shape, context=8_192 if shape[5] == 128_256 else 1_024),
                 parameters,
-                "Grattafiori et al. 2024, Table 3" if vocabulary == 128_256 else "the same architecture, smaller",
+                "Grattafiori et al. 2024, Table 3" if shape[5] == 128_256 else "the same architecture, smaller",
             )
-            for name, (layers, heads, key_heads, width, inner, vocabulary, tied, parameters) in _SIZES.items()
+            for name, (*shape, parameters) in _SIZES.items()
         ]
+
+    def shaped(self, layers: int, width: int, context: int, vocabulary: int) -> dict[str, Any]:
+        heads = width // 64  # two share keys: 3 width^2 of attention, and 9 of inner layers three times as wide
+        key_heads = heads // 2 if heads % 2 == 0 else heads
+        return llama3_options(layers, heads, key_heads, width, 3 * width, vocabulary, True, context)
