@@ -63,6 +63,10 @@ class ModelSettings(Settings):
     """Tokenizer folder or Hub id. Default: the model's own; from scratch, one is trained on the data."""
     vocab_size: int | None = Field(None, ge=257, le=2_000_000)
     """Size of the vocabulary of a model from scratch. Default: the preset's."""
+    context: int | None = Field(None, ge=2)
+    """Positions a pretrained model shall have; its rotary angles are scaled to reach them."""
+    rope: Literal["yarn", "linear"] = "yarn"
+    """How: yarn scales the slow angles only, linear all of them."""
     compute: float | None = Field(None, ge=1e12, le=1e27)
     """Floating-point operations that may be spent on a model from scratch (1e15). Layers, width, heads, batch, learning
     rate and length follow from it, for the family of the preset; what is given besides stands."""
@@ -118,6 +122,8 @@ class FreezeSettings(Settings):
     """The embeddings and this many of the lowest layers; `all` is the whole backbone, so only the head trains."""
     pattern: Texts = ()
     """Parameters whose name matches one of these patterns (`*` matches anything)."""
+    thaw: DurationText | None = None
+    """Time after which the topmost of the frozen layers begins to train, and after as long again the next one below it."""
     cache: Annotated[str, AfterValidator(_cache_word)] = "auto"
     """Keep what the frozen layers give for each row, so that they are computed once: auto, off, or a folder for it."""
 

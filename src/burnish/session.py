@@ -16,7 +16,7 @@ from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokeni
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit
 from burnish.engine.guard import StopSignal
-from burnish.engine.hooks import Evaluate, Log, ObeySignals, Save, sweep
+from burnish.engine.hooks import Evaluate, Gradually, Log, ObeySignals, Save, sweep
 from burnish.engine.loop import Hook, Job, State, train
 from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of
 from burnish.engine.profile import Profile
@@ -26,8 +26,8 @@ from burnish.errors import Stopped, UserError, unknown
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.adapter import adapt, merged, save_adapter
 from burnish.models.dial import dial_of, preset_of
-from burnish.models.freeze import freeze, set_training_mode
-from burnish.models.load import build, make_config, parameter_count, quiet, skeleton, trainable_count
+from burnish.models.freeze import freeze, set_training_mode, thawing
+from burnish.models.load import build, make_config, parameter_count, quiet, skeleton, stretch, trainable_count
 from burnish.models.load import describe as describe_model
 from burnish.models.precision import Weights
 from burnish.models.source import model_folder
@@ -141,6 +141,8 @@ class Session:
                     "model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only."
                 )
             made = make_config(self.source, options, config.train.dropout)
+        if config.model.context is not None:
+            stretch(made, config.model.context, config.model.rope)
         vocabulary = getattr(made.get_text_config(), "vocab_size", None)
         if vocabulary is None:
             raise UserError(f"model: a {made.model_type} has no vocabulary, so it reads no text. Take a model of text.")
@@ -161,7 +163,7 @@ class Session:
         model = skeleton(self.task_class.auto_class, self.model_config)
         total = parameter_count(model)
         adapt(model, config.adapter, config.freeze)
-        freeze(model, config.freeze)
+        thawing(model, config.freeze, freeze(model, config.freeze))  # refuses what the model has not
         Optimizers(model, config.optim, 1.0)  # refuses unknown names and patterns
         refuse_ranks(config)
         lr, why["lr"] = choose_lr(config, model)
@@ -253,6 +255,7 @@ class Session:
         model.to(plan.device)
         adapt(model, config.adapter, config.freeze)
         self.frozen = freeze(model, config.freeze)
+        self.thaw = thawing(model, config.freeze, self.frozen)
         if plan.device == "cpu":
             swap_dropout(model)
         self.task.check(model)
@@ -316,6 +319,8 @@ class Session:
         every_steps = None if every.unit == "seconds" else self._steps(every)
         save = Save(every_steps, every.amount, config.checkpoint.keep, log, keep_best)
         hooks: list[Hook] = [log]
+        if self.thaw and config.freeze.thaw:
+            hooks.append(Gradually(self.thaw, self._steps(Duration.parse(config.freeze.thaw))))
         if "validation" in self.stores:
             measure = lambda step: self._measure(step, signal)  # noqa: E731
             sense = plan.best, plan.best in self.task.lower_is_better
@@ -409,12 +414,16 @@ class Session:
         That of the validation rows is computed when they are first scored.
         """
         assert self.fit is not None  # built before
-        where, plan, stack = self.config.freeze.cache, self.plan, self.fit.stack
-        if not self.fit.frozen:
-            return {}
-        refusal = "freeze.cache is off" if where == "off" else self.fit.prefix_refusal()
-        if self.job.group.size > 1:
+        config, plan, stack = self.config, self.plan, self.fit.stack
+        where = config.freeze.cache
+        if not (config.freeze.layers or config.freeze.pattern or config.adapter.kind != "none"):
+            return {}  # a model may have numbers of its own that never train, such as fixed positions
+        if self.thaw:
+            refusal = "they begin to train later"
+        elif self.job.group.size > 1:
             refusal = "it is not kept with several ranks"
+        else:
+            refusal = "freeze.cache is off" if where == "off" else self.fit.prefix_refusal()
         if refusal or stack is None:
             self.terminal.say(f"frozen layers: computed in every step; {refusal}")
             return {}

@@ -12,6 +12,7 @@ from burnish.engine.guard import StopSignal
 from burnish.engine.loop import Job, State, StepResult
 from burnish.engine.rates import finite, peak_memory_bytes
 from burnish.errors import Stopped
+from burnish.models.freeze import Thaw, set_training_mode
 from burnish.run import RunFolder
 
 #: Checkpoints by time are spaced out so far that the run waits for them at most this share of its time.
@@ -186,6 +187,21 @@ class Save:
         """Save the state if it is not saved yet, and return when it is durable."""
         self._start(job, state)
         job.writer.wait()
+
+
+class Gradually:
+    """Lets the topmost frozen layer train after every `every` steps, and at last what lies below the layers."""
+
+    def __init__(self, thaw: Thaw, every: int):
+        self.thaw, self.every = thaw, every
+        self.stages: int | None = None
+
+    def __call__(self, job: Job, state: State, result: StepResult | None) -> None:
+        stages = state.step // self.every
+        if stages != self.stages:
+            self.stages = stages
+            job.frozen = self.thaw.to(stages)
+            set_training_mode(job.model, job.frozen)
 
 
 def sweep(job: Job, state: State, result: StepResult | None) -> None:

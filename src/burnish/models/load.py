@@ -76,6 +76,35 @@ def dropout_of(config: Any) -> float:
     return max([float(getattr(config, name)) for name in _dropout_settings(config)], default=0.0)
 
 
+def stretch(config: Any, context: int, kind: str) -> None:
+    """Let a model with rotary positions have `context` of them, more than it was made for, by scaling its angles.
+
+    Args:
+        kind: "yarn" scales the slow ones only (Peng et al. 2024, section 3), "linear" all of them (Chen et al. 2023,
+            equation 4).
+
+    Raises:
+        UserError: the model has no rotary positions, or scaled ones, or as many already.
+    """
+    text, limit = config.get_text_config(), longest_sequence(config)
+    angles = getattr(text, "rope_parameters", None)
+    if not angles or limit is None:
+        raise UserError(f"model.context: a {text.model_type} has no rotary positions, so it cannot reach further.")
+    if any(isinstance(value, dict) for value in angles.values()) or angles.get("rope_type", "default") != "default":
+        raise UserError(
+            f"model.context: the angles of this {text.model_type} are scaled already; it takes none besides."
+        )
+    if context <= limit:
+        raise UserError(f"model.context: this model has {limit} positions already; give more, or leave it out.")
+    text.rope_parameters = {
+        **angles,
+        "rope_type": kind,
+        "factor": context / limit,
+        "original_max_position_embeddings": limit,
+    }
+    text.max_position_embeddings = context
+
+
 def skeleton(auto_class: str, config: Any) -> Any:
     """Return the model on the meta device: every shape, no memory.
 

@@ -343,6 +343,10 @@ def refuse_ranks(config: Config) -> None:
             f"optim.name: {config.optim.name} is not supported with --parallel.ranks {ranks}. Give {', '.join(ELEMENTWISE)}, "
             "or one rank."
         )
+    if ranks > 1 and config.freeze.thaw is not None:
+        raise UserError(
+            f"freeze.thaw: layers thaw on one rank only, not on --parallel.ranks {ranks}. Drop one of the two."
+        )
     if ranks > 1 and ranks * RANK_BYTES > free:
         raise UserError(
             f"parallel.ranks: {ranks} processes need {readable_bytes(ranks * RANK_BYTES)} before any model; "
