@@ -131,8 +131,9 @@ class FreezeSettings(Settings):
 class AdapterSettings(Settings):
     """Small matrices that are trained beside a pretrained model's linear layers, which stay as they are."""
 
-    kind: Literal["none", "lora", "dora"] = "none"
-    """lora: a product of two narrow matrices is added to a layer; dora: the same, with the layer's norms learned apart."""
+    kind: Literal["none", "lora", "dora", "qlora"] = "none"
+    """lora: a product of two narrow matrices is added to a layer; dora: the same, with the layer's norms learned apart; qlora:
+    the layers themselves are kept in 4 bits."""
     rank: int = Field(16, ge=1, le=4096)
     """Width between the two matrices."""
     alpha: int | None = Field(None, ge=1)

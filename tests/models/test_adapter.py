@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import burnish
@@ -37,10 +39,15 @@ def train(folder: Path, model: Path, rows: Path, task: str = "text-classificatio
     return run
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize(("auto_class", "family"), [(LM, "gpt2"), (LM, "llama"), (CLASSIFIER, "bert")])
+KINDS = [(kind, *model) for kind in ("lora", "dora") for model in ((LM, "gpt2"), (LM, "llama"), (CLASSIFIER, "bert"))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto_class", "family"), [*KINDS, ("qlora", LM, "llama"), ("qlora", CLASSIFIER, "bert")]
+)
 def test_merged_logits_are_those_with_the_adapters(kind: str, auto_class: str, family: str) -> None:
-    """Also where input and output embeddings are one matrix; the model itself stays bit for bit what it was."""
+    """Also where input and output embeddings are one matrix, and of layers in 4 bits, whose weights are then those they
+    stand for; the model itself stays bit for bit what it was."""
     torch.manual_seed(0)
     model = families.made(auto_class, family).eval()
     plain = families.made(auto_class, family).eval()
@@ -145,7 +152,7 @@ def test_layers_that_are_frozen_get_no_adapter() -> None:
             "adapter.targets: nowhere[*] matches no linear layer of the model; they are",
         ),
         ({"kind": "lora"}, {"layers": "all"}, "adapter.kind: with --freeze.layers all no layer is left for adapters"),
-        ({"kind": "lore"}, {}, "adapter.kind: .* 'none', 'lora' or 'dora'"),
+        ({"kind": "lore"}, {}, "adapter.kind: .* 'none', 'lora', 'dora' or 'qlora'"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(
@@ -154,3 +161,66 @@ def test_what_cannot_be_adapted_is_refused(
     with pytest.raises(UserError, match=message):
         train(tmp_path / "run", tiny_bert, reviews_file, adapter=adapter, freeze=freeze)
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_layers_of_4_bits_go_with_frozen_layers_and_resume_and_checkpoints_hold_the_adapters_only(
+    tiny_bert: Path, reviews_file: Path, tmp_path: Path
+) -> None:
+    same: dict[str, Any] = {
+        "adapter": "qlora",
+        "checkpoint": {"every": 3, "keep": 9},
+        "freeze": {"layers": 1},
+        "train": {"length": "8 steps", "batch": 8, "sequence": 32, "precision": "bf16", "dropout": 0},
+    }
+    run = train(tmp_path / "run", tiny_bert, reviews_file, **same)
+    wanted = result_of(run.path)
+    folder = run.path / "checkpoints"
+    newest = checkpoint.path_of(folder, max(checkpoint.steps(folder)))
+    names = set(load_file(newest / "model.safetensors"))
+    assert names and all("lora_" in name or "classifier" in name for name in names)
+    for step in checkpoint.steps(folder):
+        if step > 3:
+            checkpoint.retire(checkpoint.path_of(folder, step))
+    run.folder.metrics.unlink()
+    assert result_of(train(tmp_path / "run", tiny_bert, reviews_file, **same).path) == wanted
+    found = AutoModelForSequenceClassification.from_pretrained(run.path / "model")
+    assert type(found.bert.encoder.layer[0].attention.self.query) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_a_run_does_not_go_on_upon_another_base(kind: str, tiny_bert: Path, reviews_file: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
+    same: dict[str, Any] = {"adapter": kind, "checkpoint": {"every": 3, "keep": 9}}
+    run = train(tmp_path / "run", base, reviews_file, **same)
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if name.endswith("attention.self.key.weight"))
+    save_file({**weights, name: weights[name] * 1.5}, base / "model.safetensors", metadata={"format": "pt"})
+    run.folder.metrics.unlink()
+    before = result_of_checkpoints(run)
+    with pytest.raises(
+        UserError, match=r"model.path: the pretrained weights are others than those this run began with"
+    ):
+        train(tmp_path / "run", base, reviews_file, **same)
+    assert result_of_checkpoints(run) == before
+
+
+def result_of_checkpoints(run: burnish.Run) -> list[tuple[str, bytes]]:
+    return [(str(path), path.read_bytes()) for path in sorted(run.path.rglob("*.safetensors"))]
+
+
+def test_what_has_no_form_of_4_bits_is_refused(decoder: Path, text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"adapter.kind: .* is a Conv1D, which has no form of 4 bits; take lora"):
+        train(tmp_path / "run", decoder, text_file, "text-generation", adapter="qlora")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_one_position_computes_as_many_do() -> None:
+    """The library has another kernel for it, for generating."""
+    model = families.made(LM, "llama").eval()
+    adapt(model, AdapterSettings(kind="qlora", rank=4), FreezeSettings())
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        together = model(input_ids=ids).logits[:, -1]
+        first = model(input_ids=ids[:, :2], use_cache=True)
+        alone = model(input_ids=ids[:, 2:], past_key_values=first.past_key_values).logits[:, -1]
+    assert torch.allclose(alone, together, atol=1e-5)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from burnish.env import free_memory_bytes
 from burnish.errors import GuardError, UserError
@@ -37,6 +38,17 @@ SPARE = 2
 
 class Damaged(Exception):
     """A checkpoint that must not be used, with the file and the reason."""
+
+
+def digest(named: Iterable[tuple[str, Any]]) -> str:
+    """Return what tells tensors from others: a hash of their names, types, shapes and bytes."""
+    import torch
+
+    content = xxhash.xxh3_128()
+    for name, value in named:
+        content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return content.hexdigest()
 
 
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> Path:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from burnish.engine.guard import (
 )
 from burnish.engine.spans import span
 from burnish.engine.step import accumulate, clip
-from burnish.errors import GuardError
+from burnish.errors import GuardError, UserError
 from burnish.models.freeze import set_training_mode
 from burnish.models.precision import Weights
+from burnish.models.quantise import scales
 from burnish.models.stack import Stack, filler
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
@@ -52,6 +54,8 @@ class State:
     """Steps without an update because of a non-finite number."""
     ended: str | None = None
     """Why the run ended before its full length."""
+    base: str = ""
+    """Digest of the weights that do not train; checkpoints hold the others only."""
 
 
 @dataclass
@@ -79,9 +83,16 @@ class Job:
 
     def __post_init__(self) -> None:
         self.writer = checkpoint.Writer(self.checkpoints)
+        self._frozen = {name for name, value in self.weights.exact.items() if not value.requires_grad}
+
+    @cached_property
+    def base(self) -> str:
+        """Digest of the weights that do not train. Where several ranks have parts of them, every rank has to ask."""
+        frozen = [(name, self.group.whole(self.weights.exact[name])) for name in sorted(self._frozen)]
+        return checkpoint.digest([*frozen, *scales(self.model)]) if frozen else ""
 
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """Return what a checkpoint holds: parameters and buffers (tied ones once), and the optimizer's state.
+        """Return what a checkpoint holds: parameters that train and buffers (tied ones once), and the optimizer's state.
 
         Each is whole; where several ranks have parts of it, every rank has to ask.
         """
@@ -90,7 +101,7 @@ class Job:
 
     def _weights(self) -> dict[str, Any]:
         saved = set(self.model.state_dict())
-        weights: dict[str, Any] = dict(self.weights.exact)
+        weights: dict[str, Any] = {n: value for n, value in self.weights.exact.items() if n not in self._frozen}
         return weights | {name: value for name, value in self.model.named_buffers() if name in saved}
 
     def save(self, state: State) -> None:
@@ -98,7 +109,7 @@ class Job:
 
         Buffers are copied here, because a forward pass may change them.
         """
-        tensors = self.tensors()
+        tensors, state.base = self.tensors(), self.base
         tensors["model"] |= {n: value.clone() for n, value in self.model.named_buffers() if n in tensors["model"]}
         if self.group.leads:
             self.writer.save(state.step, tensors, asdict(state))
@@ -108,6 +119,7 @@ class Job:
 
         Raises:
             checkpoint.Damaged: it is not whole, or belongs to another model; nothing was changed then.
+            UserError: the weights that do not train are others than those it was made with.
         """
         self.writer.wait()
         self.writer.forget()
@@ -115,6 +127,11 @@ class Job:
             state = State(**checkpoint.verify(path))
         except TypeError as error:
             raise checkpoint.Damaged(f"{path}/state.json: written by another version of burnish") from error
+        if state.base != self.base:
+            raise UserError(
+                f"model.path: the pretrained weights are others than those this run began with ({path.name} holds only what "
+                "trains). Put them back, or give another --run.dir."
+            )
         weights, optimizer = checkpoint.read(path, "model"), checkpoint.read(path, "optimizer")
         own = self._weights()
         if shapes(weights) != shapes(own):

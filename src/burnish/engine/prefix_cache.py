@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
 from burnish.data.store import Store
+from burnish.engine import checkpoint
 from burnish.env import fingerprint, free_disk_bytes, versions
+from burnish.models.quantise import scales
 from burnish.models.stack import Forward, Stack
 from burnish.run import fsync_dir, remove_folder
 from burnish.task import Batch, Task
@@ -47,17 +48,13 @@ class CacheUnusable(Exception):
 def key_of(stack: Stack, model: Any, precision: str) -> str:
     """Return the name of what the frozen prefix computes."""
     above = {id(value) for layer in stack.layers[stack.depth :] for value in layer.parameters()}
-    content = xxhash.xxh3_128()
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if not value.requires_grad and id(value) not in above:
-            content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    named = [*model.named_parameters(), *model.named_buffers()]
+    below = [(name, value) for name, value in named if not value.requires_grad and id(value) not in above]
+    content = checkpoint.digest([*below, *scales(model)])
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_BELOW and "drop" not in k}
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
     where = [str(model.device.type), torch.get_num_threads()]  # the last bits depend on both
-    return fingerprint(
-        "prefix 1", content.hexdigest(), config, stack.depth, stack.output, stack.reads, precision, used, where
-    )
+    return fingerprint("prefix 1", content, config, stack.depth, stack.output, stack.reads, precision, used, where)
 
 
 #: Settings of a model's head, which what lies below does not depend on; nor on dropout, or it could not be replayed.

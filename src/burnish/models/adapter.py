@@ -10,6 +10,7 @@ from typing import Any
 from burnish.config import AdapterSettings, FreezeSettings
 from burnish.errors import UserError
 from burnish.models.freeze import lowest
+from burnish.models.quantise import dense, hush, quantise, quantised
 
 _PART = ".base_layer."
 
@@ -22,7 +23,7 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None
     Raises:
         UserError: peft is not installed, or nothing fits the settings.
 
-    Source: Hu et al. 2022 (LoRA), Liu et al. 2024 (DoRA); peft.
+    Source: Hu et al. 2022 (LoRA), Liu et al. 2024 (DoRA), Dettmers et al. 2023 (QLoRA); peft.
     """
     if settings.kind == "none":
         return
@@ -30,11 +31,15 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None
         raise UserError(
             "adapter.kind: with --freeze.layers all no layer is left for adapters; give a number of layers."
         )
+    hush()
     try:
         import peft
     except ImportError as error:
         raise UserError('adapter.kind: adapters need the package peft: pip install "burnish[adapters]".') from error
-    targets = _targets(model, settings, frozen)
+    linear = _linear(model)
+    if settings.kind == "qlora":
+        quantise(model, linear)
+    targets = _targets(model, settings, frozen, linear)
     head = [] if model.get_output_embeddings() is not None else _outside(model)
     trained = {id(value) for value in head if value.requires_grad}
     made = peft.LoraConfig(
@@ -50,23 +55,40 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None
             value.requires_grad_(True)
 
 
-def _targets(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> list[str]:
-    """Return the names of the linear layers that get an adapter."""
+def _linear(model: Any) -> list[str]:
+    """Return the names of the backbone's linear layers."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    count = frozen.layers if isinstance(frozen.layers, int) else 0  # `all` was refused
-    below = {id(inner) for module in lowest(model, count) for inner in module.modules()} if count else set()
     heads = {id(model.get_output_embeddings())}
     if model.base_model is not model:
         heads |= {id(m) for m in model.modules()} - {id(m) for m in model.base_model.modules()}
-    linear = [
+    return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and id(module) not in below | heads
+        if isinstance(module, nn.Linear | Conv1D) and id(module) not in heads
     ]
+
+
+def quantised_count(model: Any, settings: AdapterSettings) -> int:
+    """Return how many weights of a model are kept in 4 bits."""
+    if settings.kind != "qlora":
+        return 0
+    inside = {
+        name.removesuffix(_PART[:-1]): model.get_submodule(name) for name in _linear(model) if "lora_" not in name
+    }
+    return sum(layer.weight.numel() for layer in inside.values())
+
+
+def _targets(model: Any, settings: AdapterSettings, frozen: FreezeSettings, linear: list[str]) -> list[str]:
+    """Return those of the linear layers that get an adapter."""
+    count = frozen.layers if isinstance(frozen.layers, int) else 0  # `all` was refused
+    below = {id(inner) for module in lowest(model, count) for inner in module.modules()} if count else set()
     chosen = [
-        name for name in linear if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.targets or ("*",))
+        name
+        for name in linear
+        if id(model.get_submodule(name)) not in below
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.targets or ("*",))
     ]
     if not chosen:
         shown = f"; they are named like {linear[len(linear) // 2]!r}" if linear else ""
@@ -94,21 +116,30 @@ def adapted_layers(model: Any) -> list[tuple[str, Any]]:
 def merged(model: Any) -> dict[str, Any] | None:
     """Return the model's tensors with every adapter merged into its layer, under the names of the model without them.
 
+    Layers of 4 bits come as the float32 weights that they stand for.
     The model itself stays bit for bit what it was. None: it has no adapters.
     """
     layers = adapted_layers(model)
     if not layers:
         return None
-    weights = {}
+    small = dict(quantised(model))
+    weights = {f"{name.removesuffix(_PART[:-1])}.weight": dense(layer) for name, layer in small.items()}
     for name, layer in layers:
+        if layer.base_layer in small.values():
+            weights[f"{name}.weight"] += layer.get_delta_weight("default").float()
+            continue
         exact = layer.base_layer.weight.data
         layer.base_layer.weight.data = exact.clone()
         layer.merge(safe_merge=True)
         weights[f"{name}.weight"] = layer.base_layer.weight.data.clone()
         layer.unmerge()  # works in place, and rounds
         layer.base_layer.weight.data = exact
-    plain = {name.replace(_PART, "."): value for name, value in model.state_dict().items() if ".lora_" not in name}
-    return plain | weights
+    own = {
+        name: value
+        for name, value in model.state_dict().items()
+        if ".lora_" not in name and not any(name.startswith(f"{layer}.weight") for layer in small)
+    }
+    return {name.replace(_PART, "."): value for name, value in own.items()} | weights
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:

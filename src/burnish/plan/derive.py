@@ -12,7 +12,9 @@ import numpy as np
 from burnish.config import Config
 from burnish.env import free_disk_bytes, free_memory_bytes, has_fast_bf16
 from burnish.errors import UserError
+from burnish.models.adapter import quantised_count
 from burnish.models.load import dropout_of, longest_sequence, parameter_count, trainable_count
+from burnish.models.quantise import BYTES
 from burnish.optim.optimizers import ELEMENTWISE
 from burnish.run import RunFolder
 from burnish.units import Duration, readable_bytes, readable_seconds
@@ -236,9 +238,10 @@ def _free_memory(device: str) -> int:
 def memory_of(config: Config, model: Any, precision: str) -> dict[str, int]:
     """Return the bytes of parameters, gradients and optimizer state."""
     parameters, trained = parameter_count(model), trainable_count(model)
-    rounded = 2 * parameters if precision == "bf16" else 0
+    small = quantised_count(model, config.adapter)
+    size = 4 * (parameters - small) + (2 * (parameters - small) if precision == "bf16" else 0)
     return {
-        "parameters": 4 * parameters + rounded,
+        "parameters": size + int(BYTES * small),
         "gradients": 4 * trained,
         "optimizer": 4 * trained * _STATE_NUMBERS.get(config.optim.name, 2),
     }
@@ -256,7 +259,7 @@ def refuse_what_cannot_fit(config: Config, folder: RunFolder, device: str, memor
             f"model: parameters, gradients and optimizer need {readable_bytes(needed)} of memory, {readable_bytes(free)} "
             "are free. Take a smaller model, freeze layers, or another --optim.name."
         )
-    one = memory["parameters"] + memory["optimizer"]
+    one = memory["gradients"] + memory["optimizer"]  # the parameters that train, as large as their gradients
     disk = int(1.1 * (one * (config.checkpoint.keep + 2) + memory["parameters"]))
     free = free_disk_bytes(folder.path)
     if disk > free:
