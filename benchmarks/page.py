@@ -50,6 +50,7 @@ NAMES = {
     "nanogpt-same-time": "nanoGPT's CPU recipe, with burnish's processor time",
     "burnish": "burnish, the recipe",
     "burnish-fp32": "burnish, the recipe in float32",
+    "bigram": "bigram from both sides",
     "trainer": "Trainer, its defaults",
     "trainer-bf16": "Trainer, its defaults in bf16",
     "trainer-tuned": "Trainer, tuned: bf16, rows of like length together",
@@ -279,7 +280,7 @@ _NOT_MEASURED = """## Not measured
 | --- | --- |
 | Any of these on a GPU | not measured: these runs used the processor only, on every side |
 | `make bench-gpu`: GPT-2 124M and a 1B shape on an H100 | unmeasured so far; it writes `docs/benchmarks-gpu.md` |
-| LoRA | not compared: burnish has no adapters yet |
+| LoRA | not compared |
 | Several processes or machines | not measured |"""
 
 
@@ -316,9 +317,98 @@ def sentiment_section(measured: Measured) -> str:
     return "\n\n".join([head, sentiment_table(results), accuracy_table(results), checks, origin(measured)])
 
 
+_QUESTIONS = """## Question answering: a pretrained encoder on Wikipedia, tried on newspaper articles
+
+SQuAD-shifts (Miller et al. 2020). burnish and `Trainer` get the same first weights, windows, steps, batch, learning
+rate, schedule and clipping; both models are scored by the same code. Without a network: the piece of one to five words
+around which most words of the question stand."""
+
+_TRANSLATION = """## Translation: English to German from scratch
+
+Texts of a home automation's interface. burnish and `Seq2SeqTrainer` get the same first weights, tokens, steps, batch,
+learning rate and schedule; both answer greedily and are scored by the same code. *Copied* is the English text itself,
+*remembered* the German side of the training text that is most alike (TF-IDF of two to five letters)."""
+
+_GPT3 = """## Pretraining: GPT-3's architecture on prose
+
+Bits per byte of held-out paragraphs beside a byte 5-gram (interpolated Witten-Bell) on the same rows; less is better."""
+
+_BERT = """## Pretraining: BERT's architecture on prose
+
+Hidden tokens guessed in held-out sequences, beside a bigram from both sides, argmax of P(token | before) P(after | token),
+on the same tokens."""
+
+
+def task_section(head: str, figures: Sequence[str], digits: int) -> Callable[[Measured], str]:
+    """Return a function that gives the section of a text task.
+
+    Args:
+        figures: what is shown of each split that was scored.
+    """
+
+    def section(measured: Measured) -> str:
+        rules, *results = measured.results
+        splits = [split for split in ("validation", "test") if split in results[0]]
+        shown = [(split, figure) for split in splits for figure in figures]
+        rows = [
+            [f"{name}, {split}", f"{value:.{digits}f}"]
+            for split in splits
+            for name, value in rules.get(split, {}).items()
+        ]
+        sides_rows = []
+        for side in sides(results):
+            own = of_side(results, side)
+            row = [NAMES.get(side, side), own[0]["precision"], f"{own[0]['steps']:,}"]
+            row += [spread([cpu(result) for result in own], 1), spread(ratios(results, side, "burnish", cpu), 2)]
+            row += [spread([result[split][figure] for result in own], digits) for split, figure in shown]
+            sides_rows.append(row)
+        header = ["", "arithmetic", "steps", "processor seconds of training", "as a multiple of burnish's"]
+        header += [f"{figure}, {split}" for split, figure in shown]
+        found = [table(header, sides_rows), table(["Without a network", ""], rows)]
+        return "\n\n".join([head, *found, check_table(check_task(measured.results)), origin(measured)])
+
+    return section
+
+
+def check_task(results: Sequence[Result]) -> list[Check]:
+    """Return the checks of a text task."""
+    trained = results[1:]
+    return [
+        same(trained, "steps", lambda result: result["steps"]),
+        same(trained, "rows learned from", lambda result: result["rows_learned"]),
+        same(trained, "parameters", lambda result: result["parameters"]),
+    ]
+
+
+def pretraining_section(head: str, figure: str) -> Callable[[Measured], str]:
+    """Return a function that gives the section of a pretraining recipe."""
+
+    def section(measured: Measured) -> str:
+        rows = [
+            [
+                NAMES.get(side, side),
+                spread([result[figure] for result in of_side(measured.results, side)], 4),
+                spread([cpu(result) for result in of_side(measured.results, side)], 1),
+            ]
+            for side in sides(measured.results)
+        ]
+        return "\n\n".join([head, table(["", figure.replace("_", " "), "processor seconds"], rows), origin(measured)])
+
+    return section
+
+
+def no_checks(results: Sequence[Result]) -> list[Check]:
+    """Return nothing: the sides are different kinds of things, on the same rows."""
+    return []
+
+
 SECTIONS: dict[str, tuple[Callable[[Measured], str], Callable[[Sequence[Result]], list[Check]]]] = {
     "shakespeare": (shakespeare_section, check_shakespeare),
     "sentiment": (sentiment_section, check_sentiment),
+    "questions": (task_section(_QUESTIONS, ("f1", "exact_match"), 3), check_task),
+    "translation": (task_section(_TRANSLATION, ("chrf", "bleu"), 1), check_task),
+    "gpt3": (pretraining_section(_GPT3, "bits_per_byte"), no_checks),
+    "bert": (pretraining_section(_BERT, "accuracy"), no_checks),
 }
 
 

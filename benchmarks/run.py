@@ -10,7 +10,6 @@ were made on this machine with these versions.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
 import json
 import os
@@ -25,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks import speed, speed_page
+from benchmarks import pretraining, speed, speed_page, text_tasks
 from benchmarks.children import run_child
 from benchmarks.page import SECTIONS, Measured, Result, failures, render
 from benchmarks.rows import RECIPES, ROOT, read_split
@@ -36,8 +35,22 @@ from burnish.units import readable_bytes
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 KEPT = ROOT / "runs" / "benchmarks"
-RECIPE_OF = {"shakespeare": "gpt2-shakespeare.yaml", "sentiment": "minilm-sentiment.yaml"}
-ASSETS = {"shakespeare": ("shakespeare",), "sentiment": ("sentiment", "minilm")}
+RECIPE_OF = {
+    "shakespeare": "gpt2-shakespeare.yaml",
+    "sentiment": "minilm-sentiment.yaml",
+    "questions": "minilm-squad.yaml",
+    "translation": "transformer-en-de.yaml",
+    "gpt3": "gpt3-prose.yaml",
+    "bert": "bert-prose.yaml",
+}
+ASSETS = {
+    "shakespeare": ("shakespeare",),
+    "sentiment": ("sentiment", "minilm"),
+    "questions": ("squad-shifts", "minilm"),
+    "translation": ("strings",),
+    "gpt3": ("prose",),
+    "bert": ("prose",),
+}
 NAMES = (*SECTIONS, *speed.WORKS)
 
 #: With --quick: rows kept of each recipe's data, and settings over the recipe's.
@@ -49,6 +62,10 @@ QUICK_SETTINGS: dict[str, dict[str, Any]] = {
         "train": {"length": "12 steps", "batch": 8, "sequence": 64},
     },
     "sentiment": {"train": {"length": "1 epochs"}},
+    "questions": {"train": {"length": "2 steps", "batch": 4, "sequence": 128}},
+    "translation": {"train": {"length": "2 steps"}, "model": {"preset": "transformer-nano", "vocab_size": 512}},
+    "gpt3": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "gpt3-nano", "vocab_size": 512}},
+    "bert": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "bert-nano", "vocab_size": 512}},
 }
 QUICK_NANOGPT = ("--iterations", 40, "--warmup", 12)
 
@@ -82,7 +99,28 @@ def sentiment(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Re
     return [{"side": "baselines", **baselines}, *results]
 
 
-BENCHMARKS: dict[str, Callable[..., list[Result]]] = {"shakespeare": shakespeare, "sentiment": sentiment}
+def beside_trainer(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
+    """Return the results of simple rules, burnish and Trainer on a text task."""
+    return text_tasks.interleave(recipe, sides=text_tasks.SIDES, seeds=seeds, threads=threads, say=say)
+
+
+def pretrained(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
+    """Return the results of counting and of burnish on prose."""
+    results = []
+    for seed in range(seeds):
+        results += pretraining.measure(recipe, seed, threads)
+        say(json.dumps(results[-1]))
+    return results
+
+
+BENCHMARKS: dict[str, Callable[..., list[Result]]] = {
+    "shakespeare": shakespeare,
+    "sentiment": sentiment,
+    "questions": beside_trainer,
+    "translation": beside_trainer,
+    "gpt3": pretrained,
+    "bert": pretrained,
+}
 
 
 def shrunk(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
@@ -90,15 +128,13 @@ def shrunk(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
     values = normalise(read_recipe(recipe))
     split = read_split(recipe)
     rows = [*split.train[:QUICK_ROWS], *split.held_out[: QUICK_ROWS // 4]]
-    data = folder / f"{recipe.stem}{'.csv' if 'label' in rows[0].values else '.txt'}"
-    if data.suffix == ".csv":
-        with open(data, "w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle)
-            writer.writerow(["text", "label"])
-            writer.writerows([row.values["text"], row.values["label"]] for row in rows)
-    else:
+    data = folder / f"{recipe.stem}{'.txt' if set(rows[0].values) == {'text'} else '.jsonl'}"
+    if data.suffix == ".txt":
         data.write_text("\n\n".join(row.values["text"].strip("\n") for row in rows) + "\n", encoding="utf-8")
-    values["data"] = {**values["data"], "train": str(data), "text": "text", "label": "label"}
+    else:
+        lines = (json.dumps(dict(row.values), ensure_ascii=False) for row in rows)
+        data.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    values["data"] = {**{name: name for name in rows[0].values}, "train": str(data), "holdout": "20%"}
     for group, changed in settings.items():
         values[group] = {**values.get(group, {}), **changed}
     target = folder / recipe.name
