@@ -68,6 +68,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gptj": {**_GPT, "rotary_dim": 8},
     "bloom": {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 4, "n_head": 4, "pad_token_id": 0},
     "gpt_oss": {**_GROUPED, "num_local_experts": 4},
+    "lamda": {
+        **_SMALL, "head_dim": 16, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
+    },
     "bert": _SMALL,
     "roberta": {**_SMALL, "pad_token_id": 1},
     "modernbert": {**_SMALL, "cls_token_id": 1, "sep_token_id": 2, "local_attention": 12},
@@ -135,7 +138,7 @@ def forward_of(model: Any) -> Callable[[Batch], Any]:
 
 
 def way_of(task: type[Task], family: str) -> Way | None:
-    """Return how a family is computed for a task; None if transformers has no such model."""
+    """Return how a family is computed for a task; None if there is no such model."""
     try:
         model = made(task.auto_class, family)
     except UserError:
@@ -178,7 +181,7 @@ def page() -> str:
             cells = (way.rows, way.frozen, way.logits)
             rows.append(f"| {family} | " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
         head = "| family | rows | frozen layers | logits |\n|---|---|---|---|"
-        none = f"\ntransformers has no such model of {', '.join(missing)}.\n" if missing else ""
+        none = f"\nThere is no such model of {', '.join(missing)}.\n" if missing else ""
         parts.append(f"## {name}\n\n{head}\n" + "\n".join(rows) + f"\n{none}")
     return "\n".join(parts)
 

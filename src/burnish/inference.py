@@ -170,6 +170,8 @@ def _task_of(folder: Path) -> str:
     """Return the task whose head the model in a folder has."""
     from transformers.models.auto import modeling_auto
 
+    from burnish.models import own
+
     names = {
         "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -180,7 +182,8 @@ def _task_of(folder: Path) -> str:
     }
     architectures = read_config(folder).get("architectures") or []
     for task in registry().values():
-        if set(names.get(task.auto_class, {}).values()) & set(architectures):
+        known = {*names.get(task.auto_class, {}).values(), *own.HEADS.get(task.auto_class, [])}
+        if known & set(architectures):
             return task.name
     raise UserError(f"{folder}: its architecture {architectures} names no task; give --task ({', '.join(registry())}).")
 

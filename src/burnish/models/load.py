@@ -50,6 +50,8 @@ def make_config(source: Path | dict[str, Any], options: dict[str, Any], dropout:
     """
     from transformers import AutoConfig
 
+    import burnish.models.own  # noqa: F401  (its architectures are known from then on)
+
     values = {**(read_config(source) if isinstance(source, Path) else source), **options}
     try:
         config = AutoConfig.for_model(values.pop("model_type"), **values)

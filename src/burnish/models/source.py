@@ -70,6 +70,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     from transformers import CONFIG_MAPPING
 
+    import burnish.models.own  # noqa: F401  (its architectures are known from then on)
+
     file = folder / "config.json"
     try:
         if file.stat().st_size > 1_000_000:

@@ -23,6 +23,9 @@ from burnish.errors import UserError
 from burnish.ops import attention
 from burnish.task import Batch
 
+#: What holds for the positions of any row, so that it stays as it is when rows are laid end to end.
+_OF_ANY_ROW = frozenset({"position_bias"})
+
 #: How far outputs of rows laid end to end may lie from those of the rows alone, relative, in float32.
 TOLERANCE = 1e-4
 
@@ -288,7 +291,7 @@ class Stack:
             out = (hidden,) if self._tuples else hidden
         else:
             rest = [passage.gather(value) for value in rest]
-            kwargs = {name: passage.gather(value) for name, value in kwargs.items()}
+            kwargs = {name: v if name in _OF_ANY_ROW else passage.gather(v) for name, v in kwargs.items()}
             if index == len(self.layers) - 1 and passage.glance is not None:
                 return self._glanced(passage, passage.glance, hidden, rest, kwargs)
             out = self.inner[index](hidden, *rest, **kwargs)
@@ -306,7 +309,9 @@ class Stack:
             self._last(hidden, *rest, **kwargs)
         few = [passage.read(value) for value in (hidden, *rest)]
         with glance.answers():
-            out = self._last(*few, **{name: passage.read(value) for name, value in kwargs.items()})
+            out = self._last(
+                *few, **{name: v if name in _OF_ANY_ROW else passage.read(v) for name, v in kwargs.items()}
+            )
         if isinstance(out, tuple):
             return passage.leave_read(out[0], self._elsewhere), *out[1:]
         return passage.leave_read(out, self._elsewhere)

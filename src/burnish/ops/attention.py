@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from burnish.ops.dropout import keep_mask
 
@@ -252,7 +253,7 @@ class Glance:
         filled = 1 << (len(places) - 1).bit_length()  # few numbers occur: kernels are made for each (docs/log.md)
         self.places = move(np.pad(places, (0, filled - len(places)), mode="edge"))
         self._rows, self._slots = move(rows), move(rows * numbers.max() + within)
-        self._ahead = move(np.arange(numbers.sum()) - places[rows])
+        self._ahead, self._within = move(np.arange(numbers.sum()) - places[rows]), move(within)
         self._longest = int(numbers.max())
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
@@ -286,8 +287,9 @@ class Glance:
             _glance = before
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, dropout: float
-    ) -> torch.Tensor:
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule, dropout: float,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
         """Return softmax(scale * QK^T)V of the queries [1, heads, rows, width] over the keys of their rows."""
         if not self.is_answering:
             self._keys, self._values = key, value
@@ -300,6 +302,8 @@ class Glance:
         scores = (q.index_select(0, self._rows) * k).sum(-1) * rule.scale  # [positions, heads]
         if rule.softcap is not None:
             scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        if bias is not None:
+            scores = scores + bias[0, :, self._within - self._ahead, self._within].T.float()
         if rule.causal:
             scores = scores.masked_fill((self._ahead > 0)[:, None], -math.inf)
         if rule.window is not None:
@@ -383,12 +387,14 @@ def model_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    position_bias: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within the current segments, as transformers' attention interface asks.
 
     Args:
         query: [1, heads, positions, width]; key and value may have fewer heads, shared by groups.
+        position_bias: added to the scores of any row's positions, [1, heads, positions, positions] of the longest row.
 
     Returns:
         [1, positions, heads, width], and no attention weights.
@@ -415,19 +421,26 @@ def model_attention(
     if groups > 1:
         key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
     if _glance is not None:
-        return _glance.attend(query, key, value, rule, dropout).transpose(1, 2), None
-    if compiling and not dropout and softcap is None and not query.is_cuda:
+        return _glance.attend(query, key, value, rule, dropout, position_bias).transpose(1, 2), None
+    if compiling and not dropout and softcap is None and position_bias is None and not query.is_cuda:
         window = sliding_window or 0
         out, _ = torch.ops.burnish.attention(query, key, value, _lengths, rule.causal, scale, window)
         return out.transpose(1, 2), None
     assert _current is not None  # tried above; compiled code trusts it
-    return attention(query, key, value, _current, rule, dropout).transpose(1, 2), None
+    if position_bias is not None:  # idle positions may make a row that is longer than any real one
+        beyond = max(0, _current.longest - position_bias.shape[-1])
+        position_bias = functional.pad(position_bias, (0, beyond, 0, beyond))
+    return attention(query, key, value, _current, rule, dropout, position_bias).transpose(1, 2), None
 
 
 def attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, rule: Rule, dropout: float = 0.0
-) -> torch.Tensor:
-    """Return softmax(scale * QK^T)V within each segment, [1, heads, positions, width], in the inputs' type.
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, rule: Rule, dropout: float = 0.0,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Return softmax(scale * QK^T + bias)V within each segment, [1, heads, positions, width], in the inputs' type.
+
+    Args:
+        bias: [1, heads, longest, longest]: of the first positions of each segment.
 
     Source: Vaswani et al. 2017, equation 1.
 
@@ -437,8 +450,8 @@ def attention(
     >>> out[0, 0, :, 0].tolist()  # the first two see each other, the third only itself
     [1.5, 1.5, 5.0]
     """
-    if dropout or rule.softcap is not None:
-        return _Scores.apply(query, key, value, segments, rule, dropout)
+    if dropout or rule.softcap is not None or bias is not None:
+        return _Scores.apply(query, key, value, bias, segments, rule, dropout)
     if query.is_cuda:
         return _varlen(query, key, value, segments, rule)
     return _Flash.apply(query, key, value, segments, rule)
@@ -624,13 +637,14 @@ def _varlen(
 
 
 class _Scores(torch.autograd.Function):
-    """Attention with the scores in memory, in float32: dropout, squeezed scores."""
+    """Attention with the scores in memory, in float32: dropout, squeezed scores, a bias that learns."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Any, key: Any, value: Any, segments: Segments, rule: Rule, dropout: float
+        ctx: Any, query: Any, key: Any, value: Any, bias: Any, segments: Segments, rule: Rule, dropout: float
     ) -> torch.Tensor:
         ctx.kind, ctx.segments, ctx.rule, ctx.scale = query.dtype, segments, rule, 1 / (1 - dropout)
+        ctx.bias = None if bias is None else (bias.shape, bias.dtype)
         layout = _layout(segments, rule, BACKWARD)
         query, key, value = (layout.spread(tensor).float() for tensor in (query, key, value))
         out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1]).transpose(0, 1)[None]
@@ -643,6 +657,8 @@ class _Scores(torch.autograd.Function):
                     scores = scores.div_(rule.softcap).tanh_()
                     kept.append(scores)
                     scores = scores * rule.softcap
+                if bias is not None:
+                    scores += bias[:, :, rows, keys]
                 mask = _added(rule, group, rows, keys, scores, causal=True)
                 weights = (scores if mask is None else scores.add_(mask)).softmax(-1)
                 kept.append(weights)
@@ -663,6 +679,7 @@ class _Scores(torch.autograd.Function):
         )
         gradient = layout.zero_idle(layout.spread(gradients[0]).float())
         kept, grads = iter(saved), _gradients_like(ctx.segments, rule, query, key, value)
+        of_bias = query.new_zeros(ctx.bias[0]) if ctx.bias else None
         for group in layout.groups:
             g, q, k, v, dq, dk, dv = (_rows(tensor, group) for tensor in (gradient, query, key, value, *grads))
             for rows, keys in _pieces(group.length, rule.causal, rule.window):
@@ -676,9 +693,12 @@ class _Scores(torch.autograd.Function):
                 else:
                     _put(dv, keys, weights.transpose(-1, -2) @ g[:, :, rows])
                 of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, torch.float32)
+                if of_bias is not None:
+                    of_bias[0, :, rows, keys] += of_scores.sum(0)
                 if squeezed is not None:
                     of_scores = of_scores * (1 - squeezed * squeezed)
                 of_scores = of_scores.mul_(rule.scale)
                 dq[:, :, rows] = of_scores @ k[:, :, keys]
                 _put(dk, keys, of_scores.transpose(-1, -2) @ q[:, :, rows])
-        return (*(layout.gather(grad).to(ctx.kind) for grad in grads), None, None, None)
+        of_bias = None if of_bias is None else of_bias.to(ctx.bias[1])
+        return (*(layout.gather(grad).to(ctx.kind) for grad in grads), of_bias, None, None, None)

@@ -187,11 +187,19 @@ print(run.predict({f"[{json.dumps(asked)}]" if asked else _text(_example(facts))
 """
 
 
+def _own(facts: Facts) -> str:
+    """Return the line that makes an architecture of ours known to transformers; nothing for one of theirs."""
+    from burnish.models import own
+
+    ours = {name for names in own.HEADS.values() for name in names}
+    return "import burnish.models.own\n" if facts.plan["model"]["summary"].partition(",")[0] in ours else ""
+
+
 def _generation_usage(facts: Facts) -> str:
     chosen = facts.config.generate
     how = f"do_sample=True, temperature={chosen.temperature}, top_k={chosen.top_k}, top_p={chosen.top_p}"
     return f"""
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{_own(facts)}from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = {_text(facts.folder.model)}
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -209,7 +217,7 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 def _classification_usage(facts: Facts) -> str:
     return f"""
-import torch
+{_own(facts)}import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 folder = {_text(facts.folder.model)}
