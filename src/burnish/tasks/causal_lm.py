@@ -13,6 +13,7 @@ from pydantic import Field
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.chat import answers, conversation, end_of_turn, set_template, written
 from burnish.errors import UserError
+from burnish.generate.rank import check_ratings, ranked
 from burnish.generate.sample import TEMPERATURE, generate
 from burnish.task import Batch, Example, Records, Row, Task
 
@@ -29,6 +30,8 @@ class CausalLmSettings(TaskSettings):
     """Share of each evaluated sequence that is given as context, not scored, so that no token is scored without any."""
     template: str | None = None
     """How a conversation is written out: `chatml`, or a file with a Jinja template. Default: the tokenizer's own."""
+    rates: bool = False
+    """The prompts teach to answer and to rate, as LaMDA's do; `predict` then ranks several answers by their ratings."""
     prompts: tuple[str, ...] = ()
     """Three beginnings the report continues. Default: taken from the validation text."""
 
@@ -67,6 +70,8 @@ class TextGeneration(Task):
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
         """Keep three prompts, or the beginnings of three texts, for the report."""
+        if settings.rates:
+            check_ratings(rows)
         prompts: list[str] = []
         paired = chats = False
         for row in rows:
@@ -289,9 +294,17 @@ class TextGeneration(Task):
         self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
     ) -> list[dict[str, Any]]:
         asked_for = [given.get("messages", given.get("text", "")) for given in asked]
+        if self.settings.rates:
+            return [self._ranked(model, text, settings, seed) for text in asked_for]
         found = self._continued(model, asked_for, settings, seed)
         name = "messages" if self.facts.get("chats") else "text"
         return [{name: given, "generated": answer} for given, answer in zip(asked_for, found, strict=True)]
+
+    def _ranked(self, model: Any, text: str, settings: GenerateSettings, seed: int) -> dict[str, Any]:
+        """Return the best of several answers that are safe enough (none: no answer), and all of them."""
+        found = ranked(model, self.tokenizer, text, settings, seed)
+        best = found[0]["text"] if found and found[0]["safe"] else ""
+        return {"text": text, "generated": best, "candidates": found}
 
     def _continued(self, model: Any, prompts: Sequence[Any], settings: GenerateSettings, seed: int) -> list[str]:
         """Return what follows each text, or the assistant's answer to each conversation (a text is one message)."""
