@@ -30,6 +30,7 @@ from burnish.models.freeze import freeze, set_training_mode, thawing
 from burnish.models.load import build, make_config, parameter_count, quiet, skeleton, stretch, trainable_count
 from burnish.models.load import describe as describe_model
 from burnish.models.precision import Weights
+from burnish.models.router import routers
 from burnish.models.source import model_folder
 from burnish.ops.dropout import swap_dropout
 from burnish.optim.optimizers import Optimizers
@@ -178,7 +179,7 @@ class Session:
         tokens = float(store.lengths().mean())
         rows, steps, warmup, every, reasons = choose_length(config, len(store), tokens)
         flops = flops_per_position(model, self.model_config, tokens) * tokens * rows
-        compiled, why["compile"] = choose_compile(config, device, flops)
+        compiled, why["compile"] = choose_compile(config, device, flops, bool(routers(model)))
         Schedule(config.schedule, steps, warmup)  # refuses unknown names
         best = config.train.best or self.task.metric_names[0]
         if best not in self.task.metric_names:

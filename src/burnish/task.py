@@ -45,7 +45,7 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     targets: dict[str, torch.Tensor]
     weights: dict[str, float]
-    """Loss term to the number of targets it sums over, counted when the batch is made."""
+    """Loss term to the number of targets it sums over, counted when the batch is made; the log shows the first term's."""
     lengths: list[int] | None = None
     """Positions of each row, where the inputs are padded on the right; None: the model decides how many there are."""
     rows: list[int] = field(default_factory=list)

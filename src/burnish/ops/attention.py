@@ -347,6 +347,11 @@ def set_segments(lengths: Sequence[int]) -> None:
     _lengths = torch.tensor([*lengths, *[0] * ((1 << len(lengths).bit_length()) - len(lengths))])
 
 
+def is_end_to_end() -> bool:
+    """Return whether the rows that are computed lie end to end."""
+    return _current is not None
+
+
 def register() -> None:
     """Make the function known to transformers; models with `_attn_implementation = NAME` then call it without a mask."""
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -15,6 +15,7 @@ from burnish.errors import UserError
 from burnish.models.adapter import quantised_count
 from burnish.models.load import dropout_of, longest_sequence, parameter_count, trainable_count
 from burnish.models.quantise import BYTES
+from burnish.models.router import coefficient as router_coefficient
 from burnish.optim.optimizers import ELEMENTWISE
 from burnish.run import RunFolder
 from burnish.units import Duration, readable_bytes, readable_seconds
@@ -187,12 +188,21 @@ def choose_micro_batch(
     return min(rows, batch), mode, why
 
 
-def choose_compile(config: Config, device: str, flops: float) -> tuple[bool, str]:
+def choose_compile(config: Config, device: str, flops: float, has_experts: bool = False) -> tuple[bool, str]:
     """Return whether the layers are compiled, and why.
 
     Args:
         flops: floating-point operations of the whole run.
+
+    Raises:
+        UserError: asked for, and the model is a mixture of experts.
     """
+    if has_experts:
+        if config.train.compile == "on":
+            raise UserError(
+                "train.compile: a mixture of experts is not supported with compiled layers. Give auto or off."
+            )
+        return False, "which experts compute is decided position by position"
     if config.train.compile != "auto":
         return config.train.compile == "on", ""
     kind = device.split(":")[0]
@@ -210,8 +220,9 @@ def choose_compile(config: Config, device: str, flops: float) -> tuple[bool, str
 def flops_per_position(model: Any, model_config: Any, sequence: float) -> float:
     """Return the floating-point operations of training on one position: 6 N + 12 L H T.
 
-    N counts the weights of matrix products (no embedding lookups, the output layer also when tied), L layers, H width, T
-    positions of a row; frozen weights count 2 instead of 6, for their forward pass. Nothing recomputed is counted.
+    N counts the weights of matrix products (no embedding lookups, the output layer also when tied, of experts those that a
+    position chooses), L layers, H width, T positions of a row; frozen weights count 2 instead of 6, for their forward pass.
+    Nothing recomputed is counted.
     Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     from torch import nn
@@ -222,8 +233,10 @@ def flops_per_position(model: Any, model_config: Any, sequence: float) -> float:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None and id(head.weight) in looked_up:
         matrices.append(head.weight)
-    forward = sum(2.0 * p.numel() for p in matrices)
-    backward = sum(4.0 * p.numel() for p in matrices if p.requires_grad)
+    chosen = getattr(text, "num_experts_per_tok", None)
+    sizes = [p.numel() * chosen / p.shape[0] if chosen and p.ndim == 3 else p.numel() for p in matrices]
+    forward = sum(2.0 * size for size in sizes)
+    backward = sum(4.0 * size for size, p in zip(sizes, matrices, strict=True) if p.requires_grad)
     return forward + backward + 12.0 * text.num_hidden_layers * text.hidden_size * sequence
 
 
@@ -361,8 +374,14 @@ def limits_of_exactness(model_config: Any) -> str:
     """Return what a person must know of how exactly this model can be trained."""
     dropout = dropout_of(model_config)
     if dropout == 0:
+        routed = (
+            "; experts are balanced row by row, not over a batch, and rounding may change a choice between two that are equal"
+            if router_coefficient(model_config)
+            else ""
+        )
         return (
             "exact: no dropout, so the result does not depend on micro-batch, packing or ranks (within float rounding)"
+            + routed
         )
     return (
         f"dropout {dropout:g} of the model: a resumed run is bit-equal, but another --train.micro-batch, --train.packing or "

@@ -46,6 +46,8 @@ class TextGeneration(Task):
     With a prompt column (`data.prompt`) each row is a sequence of its own: the prompt, then the text and the end-of-text
     token, and only these two are targets. With conversations (`data.messages`) only what the assistant writes is, the mark
     that ends its turn included.
+
+    A mixture of experts has a second term, `router`, by which its experts are used alike; its targets are rows.
     """
 
     name = "text-generation"
@@ -58,6 +60,7 @@ class TextGeneration(Task):
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)
+        self._routes = False
         if self.settings.template:
             set_template(tokenizer, self.settings.template)
 
@@ -95,10 +98,11 @@ class TextGeneration(Task):
         return self.facts.get("paired", False) or self.facts.get("chats", False)
 
     def check(self, model: Any) -> None:
-        """Refuse a model that sees the tokens it should predict, as an encoder with a language head does."""
+        """Refuse a model that sees the tokens it should predict; find out whether it has experts to be balanced."""
         import torch
 
         from burnish.models.logits import whole_logits
+        from burnish.models.router import routers
 
         ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
         was_training = model.training
@@ -112,6 +116,7 @@ class TextGeneration(Task):
                 "Take a decoder, such as a GPT-2 or a Llama."
             )
         whole_logits(model)
+        self._routes = bool(routers(model))
 
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         end = self.tokenizer.eos_token_id
@@ -250,13 +255,19 @@ class TextGeneration(Task):
             "places": torch.from_numpy(np.concatenate(places)),
             "bytes": torch.tensor([int(example["bytes"][0]) for example in examples]),
         }
-        weights = {"loss": float(len(targets["labels"]))}
+        weights = {"loss": float(len(targets["labels"]))} | ({"router": float(len(lengths))} if self._routes else {})
         return Batch({"input_ids": torch.from_numpy(inputs)}, targets, weights, lengths)
 
     def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         from burnish.models.logits import loss_sum
+        from burnish.models.router import Routed
 
-        return {"loss": loss_sum(model, batch.inputs, batch.targets["labels"], batch.targets["places"])}
+        given = batch.inputs, batch.targets["labels"], batch.targets["places"]
+        if not self._routes or batch.lengths is None:
+            return {"loss": loss_sum(model, *given)}
+        with Routed(model).seen() as routed:
+            loss = loss_sum(model, *given)
+        return {"loss": loss, "router": routed.loss(batch.lengths)}
 
     def score(self, model: Any, batch: Batch) -> Records:
         from burnish.models.logits import losses

@@ -1,4 +1,4 @@
-"""Qwen3 (Yang et al. 2025): dense sizes, a mixture of experts, and smaller ones of its shape for two CPU cores."""
+"""Qwen3 (Yang et al. 2025): the dense sizes, and smaller ones of their shape for two CPU cores."""
 
 from __future__ import annotations
 
