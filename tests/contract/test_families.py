@@ -30,7 +30,7 @@ def gradient_of(preset: str, data: dict[str, str], micro_batch: int, packing: st
     return session.plan.arrangement, float(loss), gradient
 
 
-@pytest.mark.parametrize("preset", ["lamda-nano"])
+@pytest.mark.parametrize("preset", ["lamda-nano", "qwen3-moe-nano", "gpt3-nano-banded"])
 def test_the_gradient_does_not_depend_on_how_a_step_is_cut(preset: str, words_file: Path) -> None:
     """Rows of many lengths, in micro-batches of all, three and one, end to end and padded."""
     data = {"train": str(words_file), "prompt": "text", "text": "target"}

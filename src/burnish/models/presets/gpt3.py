@@ -1,7 +1,8 @@
 """GPT-3 (Brown et al. 2020): the eight published sizes, as GPT-2 models.
 
 The paper's table as printed does not divide for two sizes: 1.3B has 24 heads of 128 on a width of 2,048, here 16; 13B is
-5,140 wide with 40 heads of 128, here 5,120. The paper's sparse (banded) layers are not made: all layers see everything.
+5,140 wide with 40 heads of 128, here 5,120. Every second of the paper's layers is sparse (banded). That is left out, so that
+the models open as GPT-2, unless the name ends with `-banded`: those are of an architecture of ours.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from burnish.models.scratch import Family, Preset
 
 #: name: layers, heads, width, parameters
 _SIZES = {
+    "gpt3-nano": (4, 4, 128, 1_317_632),
     "gpt3-125m": (12, 12, 768, 125_226_240),
     "gpt3-350m": (24, 16, 1_024, 355_871_744),
     "gpt3-760m": (24, 16, 1_536, 760_300_032),
@@ -25,19 +27,20 @@ _SIZES = {
 
 
 class Gpt3(Family):
-    """A context of 2,048 and GPT-2's vocabulary, for all sizes."""
+    """A context of 2,048 for all sizes, and GPT-2's vocabulary for the published ones."""
 
     name = "gpt3"
 
     def presets(self) -> list[Preset]:
         return [
             Preset(
-                name,
-                "gpt2",
-                gpt2_options(layers, heads, width, context=2_048, vocabulary=50_257),
+                name + ending,
+                model_type,
+                gpt2_options(layers, heads, width, context=2_048, vocabulary=50_257 if width >= 768 else 2_048),
                 parameters,
-                "Brown et al. 2020, Table 2.1",
+                "Brown et al. 2020, Table 2.1" if width >= 768 else "the same architecture, smaller",
             )
+            for ending, model_type in (("", "gpt2"), ("-banded", "gpt3"))
             for name, (layers, heads, width, parameters) in _SIZES.items()
         ]
 
