@@ -32,8 +32,11 @@ LONGEST = 600
 _CHARACTERS = 15
 #: Of each length, this share with the commonest words is generic, and as many with the rarest are the opposite.
 _SHARE = 0.3
-#: Rows of a rating that has few examples are repeated in training.
-_SAFETY_REPEATS = 4
+#: Rows of the training side that are learned; the rarest kind is repeated, of the others some are drawn.
+_LEARNED = {"RESPONSE": 2_000, "SENSIBLE": 20_000, "SPECIFIC": 1_500, "INTERESTING": 1_500}
+_SAFETY_REPEATS = 5
+#: Rows of another side that are scored as a whole.
+_TRIED = 1_500
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,11 @@ def conversation_ratings(found: Sequence[Reply], rarity: Rarity, draw: random.Ra
         for reply in alike:
             other = draw.choice(alike)
             rated.append(Rated(reply.context, reply.text, "SENSIBLE", 1))
-            if other.dialog != reply.dialog and len(reply.context) + len(other.text) <= LONGEST:
+            if (
+                other.dialog != reply.dialog
+                and other.text != reply.text
+                and len(reply.context) + len(other.text) <= LONGEST
+            ):
                 rated.append(Rated(reply.context, other.text, "SENSIBLE", 0))
     return rated
 
@@ -159,6 +166,13 @@ def safety_ratings(
         if (side_of(row["text"]) == "train") == learned and len(row["text"]) <= LONGEST // 2:
             rated.append(Rated(draw.choice(found).context, row["text"], "UNSAFE", int(row["label"] == "malicious")))
     return rated + [Rated(reply.context, reply.text, "UNSAFE", 0) for reply in draw.sample(found, len(rated))]
+
+
+def learned(found: Sequence[Reply], rated: Sequence[Rated], draw: random.Random) -> tuple[list[Reply], list[Rated]]:
+    """Return as many answers and ratings of each kind as the recipe has time for."""
+    kinds = {kind: [row for row in rated if row.attribute == kind] for kind in _LEARNED if kind != "RESPONSE"}
+    some = [draw.sample(rows, min(_LEARNED[kind], len(rows))) for kind, rows in kinds.items()]
+    return draw.sample(found, min(_LEARNED["RESPONSE"], len(found))), [row for rows in some for row in rows]
 
 
 def answer_rows(found: Iterable[Reply]) -> Iterator[dict[str, str]]:
@@ -195,8 +209,11 @@ def main() -> None:
         safety = safety_ratings(alignment, injections, found, side == "train", draw)
         _write(f"{side}-dialogs.jsonl", ({"text": "\n".join(dialog["turns"])} for dialog in chosen))
         _write(f"{side}-ratings.jsonl", (vars(row) for row in rated + safety))
-        rows = [*answer_rows(found), *rating_rows(rated + safety * (_SAFETY_REPEATS if side == "train" else 1))]
-        _write(f"{side}-rows.jsonl", rows)
+        if side == "train":
+            found, rated = learned(found, rated, draw)
+            safety *= _SAFETY_REPEATS
+        rows = [*answer_rows(found), *rating_rows(rated + safety)]
+        _write(f"{side}-rows.jsonl", rows if side == "train" else draw.sample(rows, min(_TRIED, len(rows))))
         counts = Counter((row.attribute, row.rating) for row in rated + safety)
         print(f"{side}: {len(chosen)} dialogs, {len(found)} answers, ratings {dict(sorted(counts.items()))}")
 
