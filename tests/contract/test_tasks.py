@@ -122,6 +122,25 @@ class TestTask:
         assert len(answers) == 2 and answers == resumed.predict(asked)
         assert resumed.evaluate()["metrics"] == pytest.approx(resumed.metrics["validation"], rel=1e-6)
 
+    def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
+        self, name: str, toy: dict[str, dict], tmp_path: Path
+    ) -> None:
+        """Micro-batches of one row, of three, and all at once; end to end where the model takes it, and padded."""
+        wanted = None
+        for micro_batch, packing in ((8, "auto"), (3, "auto"), (1, "auto"), (8, "off")):
+            given = {**toy[name], "train": {**toy[name]["train"], "batch": 8, "dropout": 0}}
+            given["train"] |= {"micro_batch": micro_batch, "packing": packing}
+            session = session_of(name, tmp_path / "run", **given)
+            session.join()
+            job = session.job
+            job.weights.forget_gradients()
+            loss = accumulate(job.model, job.stack, job.task, job.loader.step(0), "cpu", 0)
+            gradient = torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
+            if wanted is None:
+                wanted = loss, gradient
+            assert float(loss) == pytest.approx(float(wanted[0]), rel=1e-5)
+            assert float((gradient - wanted[1]).norm() / wanted[1].norm()) <= 1e-5, (micro_batch, packing)
+
 
 def test_another_task_needs_one_file_and_no_edit(tmp_path: Path, reviews_file: Path, tiny_bert: Path) -> None:
     """A task dropped into the tasks folder is found, has its settings on the command line, and trains."""
@@ -144,22 +163,3 @@ def test_another_task_needs_one_file_and_no_edit(tmp_path: Path, reviews_file: P
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.html").exists()
-
-    def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
-        self, name: str, toy: dict[str, dict], tmp_path: Path
-    ) -> None:
-        """Micro-batches of one row, of three, and all at once; end to end where the model takes it, and padded."""
-        wanted = None
-        for micro_batch, packing in ((8, "auto"), (3, "auto"), (1, "auto"), (8, "off")):
-            given = {**toy[name], "train": {**toy[name]["train"], "batch": 8, "dropout": 0}}
-            given["train"] |= {"micro_batch": micro_batch, "packing": packing}
-            session = session_of(name, tmp_path / "run", **given)
-            session.join()
-            job = session.job
-            job.weights.forget_gradients()
-            loss = accumulate(job.model, job.stack, job.task, job.loader.step(0), "cpu", 0)
-            gradient = torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
-            if wanted is None:
-                wanted = loss, gradient
-            assert float(loss) == pytest.approx(float(wanted[0]), rel=1e-5)
-            assert float((gradient - wanted[1]).norm() / wanted[1].norm()) <= 1e-5, (micro_batch, packing)

@@ -14,7 +14,6 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 import burnish
 import burnish.models.own.lamda as lamda
-from burnish.data.tokenizer import train_tokenizer
 from burnish.errors import UserError
 from burnish.inference import open_model
 from burnish.models.load import make_config, skeleton
@@ -212,12 +211,3 @@ def test_a_trained_run_opens_with_plain_transformers_and_trains_on(text_file: Pa
     )
     assert onward.folder.read_json(onward.folder.plan)["arrangement"] == "packed"
     assert open_model(str(folder)).task.name == "text-generation"
-
-
-def test_a_tokenizer_of_another_size_is_refused(text_file: Path, tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(tmp_path / "tokenizer", text_file.read_text().split("\n\n"), 300)
-    with pytest.raises(UserError, match=r"model\.tokenizer"):
-        burnish.train(
-            "text-generation", terminal=QUIET, dry_run=True, data=str(text_file),
-            model={"preset": "lamda-nano", "vocab_size": 280, "tokenizer": tokenizer.name_or_path or str(tmp_path / "tokenizer")},
-        )  # fmt: skip
