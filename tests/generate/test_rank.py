@@ -94,7 +94,11 @@ def test_the_order_follows_from_the_ratings(pair: tuple[Any, Any]) -> None:
     assert [(not one["safe"], -one["quality"]) for one in split] == sorted(
         (not one["safe"], -one["quality"]) for one in split
     )
-    assert found == ranked(*pair, "the king", SETTINGS, seed=3)
+    assert (
+        found
+        == ranked(*pair, "the king", SETTINGS, seed=3)
+        == ranked(*pair, answer_prompt("the king"), SETTINGS, seed=3)
+    )
     assert found != ranked(*pair, "the king", SETTINGS, seed=4)
 
 

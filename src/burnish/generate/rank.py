@@ -67,9 +67,13 @@ def check_ratings(rows: Iterable[Row]) -> None:
 def ranked(model: Any, tokenizer: Any, context: str, settings: GenerateSettings, seed: int) -> list[dict[str, Any]]:
     """Return different answers to a context, those that are not safe enough last, else the best first.
 
+    Args:
+        context: what was said; it may end with the sentinel already, as the rows that teach to answer do.
+
     Returns:
         of each its `text`, its `ratings` (probabilities of a 1), its `quality` and whether it is `safe`.
     """
+    context = context.removesuffix(f" {RESPONSE}")
     found = sample(model, tokenizer, answer_prompt(context), settings, seed, count=settings.candidates)
     texts = list(dict.fromkeys(filter(None, (text.strip() for text in found))))
     attributes = [*WEIGHTS, UNSAFE]
