@@ -22,6 +22,7 @@ import burnish
 from benchmarks.rows import ROOT
 from burnish.generate.rank import UNSAFE, WEIGHTS, rate, rating_prompt
 from burnish.inference import Opened, open_model
+from burnish.run import RunFolder
 
 DATA = ROOT / ".assets" / "lamda"
 #: Ratings of each kind that the second rater learns from.
@@ -74,6 +75,8 @@ def _means(values: np.ndarray) -> np.ndarray:
 
 def judge(folder: Path) -> Any:
     """Return the second rater, trained if its folder has none: an encoder that reads context, attribute and answer."""
+    if RunFolder(folder).is_finished:
+        return burnish.load(str(folder))
     rows = []
     for attribute in WEIGHTS:
         rated = [row for row in read("judge-ratings.jsonl") if row["attribute"] == attribute]
