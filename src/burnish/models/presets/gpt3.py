@@ -15,6 +15,7 @@ from burnish.models.scratch import Family, Preset
 #: name: layers, heads, width, parameters
 _SIZES = {
     "gpt3-nano": (4, 4, 128, 1_317_632),
+    "gpt3-micro": (4, 4, 256, 4_208_128),
     "gpt3-125m": (12, 12, 768, 125_226_240),
     "gpt3-350m": (24, 16, 1_024, 355_871_744),
     "gpt3-760m": (24, 16, 1_536, 760_300_032),
