@@ -89,6 +89,26 @@ def test_against_float64(dtype: torch.dtype, with_bias: bool, options: dict[str,
         assert abs(float(losses.double().sum() / right) - 1) < for_loss
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_rows_that_count_differently(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """The gradient of a function of the rows' losses, in one chunk and in seven; weights that differ in sign and size."""
+    hidden, weight, bias, targets = inputs(dtype)
+    counts = torch.linspace(-1, 2, len(targets), dtype=torch.float64)
+    given = (hidden, weight, bias)
+    _, right = with_gradients(
+        lambda h, w, b: (counts * reference(h, w, targets, b, **options)).sum(), *(x.double() for x in given)
+    )
+    for rows in (ROWS, 5):
+        size = {"chunk_bytes": rows * VOCABULARY * dtype.itemsize}
+        _, found = with_gradients(
+            lambda h, w, b, size=size: (counts * linear_token_losses(h, w, targets, bias=b, **options, **size)).sum(),
+            *given,
+        )
+        for ours, expected in zip(found, right, strict=True):
+            assert ours is not None and ours.dtype == dtype and distance(ours, expected) < TOLERANCE[dtype][1]
+
+
 def test_a_rounded_loss_fails() -> None:
     """torch's own operation returns the loss in bfloat16; the tolerance above catches it."""
     hidden, weight, _, targets = inputs(torch.bfloat16)

@@ -62,9 +62,11 @@ def logits_at(model: Any, inputs: Mapping[str, Any], places: torch.Tensor) -> to
     return logits if scores.softcap is None else scores.softcap * torch.tanh(logits / scores.softcap)
 
 
-@torch.no_grad()
 def losses(model: Any, inputs: Mapping[str, Any], labels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of each target in nats, without gradient: float32 [targets]."""
+    """Return the cross-entropy of each target in nats: float32 [targets].
+
+    Where only their sum is differentiated, `loss_sum` makes the logits once instead of twice.
+    """
     if whole_logits(model):
         return functional.cross_entropy(_whole(model, inputs, places), labels, reduction="none")
     head, hidden, scores = _scored(model, inputs, places)
@@ -81,6 +83,7 @@ def whole_logits(model: Any) -> str | None:
     return model._burnish_whole_logits
 
 
+@torch.no_grad()
 def _tried(model: Any) -> str | None:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):

@@ -80,7 +80,6 @@ def linear_cross_entropy(
     return _forward(hidden, weight, bias, targets, options)[0].sum()
 
 
-@torch.no_grad()
 def linear_token_losses(
     hidden: Tensor,
     weight: Tensor,
@@ -92,9 +91,10 @@ def linear_token_losses(
     ignore_index: int = -100,
     chunk_bytes: int | None = None,
 ) -> Tensor:
-    """Return each row's cross-entropy [n], 0 where the target is ignored; without gradients, for evaluation.
+    """Return each row's cross-entropy [n], 0 where the target is ignored.
 
-    Arguments and errors are those of `linear_cross_entropy`.
+    Where it is differentiated, the backward pass makes the logits again: what a row counts is not known before. Arguments
+    and errors are those of `linear_cross_entropy`.
 
     >>> hidden, weight = torch.eye(2), torch.eye(2)
     >>> [round(loss, 4) for loss in linear_token_losses(hidden, weight, torch.tensor([0, -100])).tolist()]
@@ -102,7 +102,7 @@ def linear_token_losses(
     """
     count = len(targets)
     hidden, targets, kept = _scored_rows(hidden, weight, targets, ignore_index)
-    losses, _ = _forward(hidden, weight, bias, targets, (softcap, scale, ignore_index, chunk_bytes))
+    losses = _TokenLosses.apply(hidden, weight, bias, targets, (softcap, scale, ignore_index, chunk_bytes))
     return losses if kept is None else losses.new_zeros(count).index_copy_(0, kept, losses)
 
 
@@ -130,6 +130,26 @@ def _scored_rows(
             f"{ignore_index} marks what is ignored."
         )
     return hidden, targets, kept
+
+
+class _TokenLosses(torch.autograd.Function):
+    """The loss of each row; its gradients are made when it is known what each row counts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: tuple
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.options = options
+        return _forward(hidden, weight, bias, targets, options)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:  # pyrefly: ignore [bad-override]
+        hidden, weight, bias, targets = ctx.saved_tensors
+        _, gradients = _forward(hidden, weight, bias, targets, ctx.options, ctx.needs_input_grad[:3], upstream[0])
+        pairs = zip(gradients, (hidden, weight, bias), strict=True)
+        return *(None if gradient is None else gradient.to(given.dtype) for gradient, given in pairs), None, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -164,8 +184,13 @@ def _forward(
     targets: Tensor,
     options: tuple,
     needed: tuple[bool, ...] = (False, False, False),
+    counts: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return each row's loss and the gradients of the sum that are `needed`, by `hidden`, `weight` and `bias`."""
+    """Return each row's loss and the gradients of the sum that are `needed`, by `hidden`, `weight` and `bias`.
+
+    Args:
+        counts: how much each row counts in the sum that is differentiated [n]; None: 1.
+    """
     softcap, scale, ignore_index, chunk_bytes = options
     count, vocabulary, dtype, device = len(hidden), len(weight), hidden.dtype, hidden.device.type
     exact = torch.promote_types(dtype, torch.float32)
@@ -191,6 +216,8 @@ def _forward(
             else:
                 torch.addmm(bias, part, weight.t(), out=logits)
             losses[start:end] = score_(logits, targets[start:end], softcap, scale, ignore_index, any(needed))
+            if counts is not None:
+                logits.mul_(counts[start:end, None])
             if for_hidden is not None:
                 torch.mm(logits, weight, out=for_hidden[start:end])
             if for_bias is not None:
