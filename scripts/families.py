@@ -172,7 +172,11 @@ def page() -> str:
         "- **Logits**: only the scored ones are made, a chunk at a time; or all of them, and why.\n\n"
         "A family that is not listed is tried all the same when a run starts, and the run says which way it went.\n"
     ]
+    alike: dict[Any, list[str]] = {}
     for name, task in registry().items():
+        alike.setdefault((task.auto_class, task.vary is Task.vary), []).append(name)
+    for names in alike.values():
+        task = registry()[names[0]]
         rows, missing = [], []
         for family in FAMILIES:
             if (way := way_of(task, family)) is None:
@@ -182,7 +186,7 @@ def page() -> str:
             rows.append(f"| {family} | " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
         head = "| family | rows | frozen layers | logits |\n|---|---|---|---|"
         none = f"\nThere is no such model of {', '.join(missing)}.\n" if missing else ""
-        parts.append(f"## {name}\n\n{head}\n" + "\n".join(rows) + f"\n{none}")
+        parts.append(f"## {', '.join(names)}\n\n{head}\n" + "\n".join(rows) + f"\n{none}")
     return "\n".join(parts)
 
 

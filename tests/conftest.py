@@ -15,7 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 
-from helpers import ROOT, sentences, sentiment_rows, squad, tagged_rows
+from helpers import ROOT, preferences, sentences, sentiment_rows, squad, tagged_rows
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -71,6 +71,14 @@ def tagged_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A jsonl of 150 sentences tagged with persons (kings, and who is old) and waters."""
     path = tmp_path_factory.mktemp("tagged") / "tagged.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in tagged_rows(150)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jsonl of 100 prompts with a better and a worse answer, of different lengths."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in preferences(100)))
     return path
 
 

@@ -66,6 +66,16 @@ def tagged_rows(count: int, seed: int = 0) -> list[dict[str, list[str]]]:
     return [{"tokens": tokens, "tags": [tags.get(token, "O") for token in tokens]} for tokens in words]
 
 
+def preferences(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Return prompts, each with an answer that agrees and one that does not."""
+    draw = random.Random(seed)
+    good, bad = ["He was good.", "Yes, a fine king.", "Great."], ["He was poor.", "No, a bad king he was.", "Awful."]
+    return [
+        {"prompt": " ".join(text.split()[:9]), "chosen": f" {draw.choice(good)}", "rejected": f" {draw.choice(bad)}"}
+        for text in sentences(count, seed)
+    ]
+
+
 def squad(count: int, seed: int = 0, unanswerable: bool = True) -> dict[str, Any]:
     """Return questions in SQuAD's layout: which word tells the mood of a sentence; of every fifth, none does."""
     articles = []

@@ -84,7 +84,7 @@ class DataSettings(Settings):
     text: str = "text"
     """Column that holds the text."""
     prompt: str | None = None
-    """Column that holds what stands before the text: it is read, not learned (text-generation)."""
+    """Column that holds what stands before the text, or before two answers: it is read, not learned."""
     pair: str | None = None
     """Column that holds a second text, to be judged together with the first (text-classification)."""
     target: str = "target"
@@ -101,6 +101,10 @@ class DataSettings(Settings):
     """Column that holds the tag of each word (token-classification)."""
     messages: str | None = None
     """Column that holds a conversation, a list of messages with role and content (text-generation)."""
+    chosen: str = "chosen"
+    """Column that holds the better of two answers, text or messages (preference-tuning, reward-modeling)."""
+    rejected: str = "rejected"
+    """Column that holds the other one."""
     label: str = "label"
     """Column that holds the label."""
     group: str | None = None

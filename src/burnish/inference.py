@@ -11,7 +11,9 @@ import yaml
 from burnish.config import Config, config_class, merge, normalise, parse
 from burnish.data.prepare import Splits, encode, find_rows, read_rows
 from burnish.data.rows import checked_input
+from burnish.data.store import Store
 from burnish.data.tokenizer import load_tokenizer
+from burnish.engine.frozen import Asked, opened
 from burnish.env import fingerprint
 from burnish.errors import UserError
 from burnish.evaluate.measure import intervals, score, sound_metrics
@@ -47,10 +49,11 @@ class Opened:
         stored: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.is_run else {}
         overrides = normalise(dict(settings or {}))
         revision = (overrides.get("model") or {}).get("revision")
-        folder = model_folder(target, revision)
+        self.folder = folder = model_folder(target, revision)
         name = task or (stored.get("task") or {}).get("name") or _task_of(folder)
         self.task_class: type[Task] = find_task(name)
         values = merge(stored, overrides, {"task": {"name": name}})
+        self._began: dict[str, Any] = values.get("model") or {}
         values["model"] = {"path": str(folder)}
         self.config: Config = parse(values, config_class(self.task_class.Settings), "settings")
         self.device = choose_device(self.config)[0]
@@ -137,6 +140,7 @@ class Opened:
             raise UserError("data.test: the run has neither test nor validation rows; give --data.test.")
         sequence = self._stored("sequence") or choose_sequence(config, self.model.config)[0]
         store = encode(config, self.task, splits, sequence, terminal.say)["test"]
+        self._ask_frozen(store)
         with terminal.progress("evaluating", len(store)):
             records = score(
                 self.model,
@@ -164,6 +168,31 @@ class Opened:
             "metrics": metrics,
             "intervals": ranges,
         }
+
+    def _ask_frozen(self, store: Store) -> None:
+        """Let the frozen model that the task asks answer every row.
+
+        Raises:
+            UserError: it cannot be had.
+        """
+        asked = self.task.frozen_model()
+        if asked is None:
+            return
+        if asked.path is None and self.run is None:
+            raise UserError(f"{asked.setting}: only a run knows the model it began with; give --{asked.setting} PATH.")
+        frozen = Asked(opened(asked, self.task, self._first_model), asked, self.task, store, self.device)
+        stored = self._stored("frozen") if self.run else None
+        frozen.settle(self.config.train.packing, stored["precision"] if stored else self.precision)
+        frozen.remember({"test": store}, lambda done: None)
+
+    def _first_model(self) -> Any:
+        """Return the model that the run began with."""
+        import torch
+
+        path = self._began.get("path")
+        source = model_folder(path, self._began.get("revision")) if path else None
+        torch.manual_seed(self.config.run.seed)
+        return build(self.task_class.auto_class, make_config(self.folder, {}, None), source)[0]
 
 
 def _task_of(folder: Path) -> str:

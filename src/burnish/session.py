@@ -15,10 +15,11 @@ from burnish.data.prepare import documents, encode, find_rows, recount, tokenize
 from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokenizer
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit
+from burnish.engine.frozen import Asked, opened
 from burnish.engine.guard import StopSignal
 from burnish.engine.hooks import Evaluate, Gradually, Log, ObeySignals, Save, sweep
 from burnish.engine.loop import Hook, Job, State, train
-from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of
+from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of, prefix_work
 from burnish.engine.profile import Profile
 from burnish.engine.rates import speed
 from burnish.env import cache_dir, describe, keep_freed_memory, peak_flops
@@ -27,7 +28,16 @@ from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.adapter import adapt, merged, save_adapter
 from burnish.models.dial import dial_of, preset_of
 from burnish.models.freeze import freeze, set_training_mode, thawing
-from burnish.models.load import build, make_config, parameter_count, quiet, skeleton, stretch, trainable_count
+from burnish.models.load import (
+    Loaded,
+    build,
+    make_config,
+    parameter_count,
+    quiet,
+    skeleton,
+    stretch,
+    trainable_count,
+)
 from burnish.models.load import describe as describe_model
 from burnish.models.precision import Weights
 from burnish.models.router import routers
@@ -225,7 +235,10 @@ class Session:
         plan = self.plan
         rows = plan_rows(plan, self.config, str(self.folder), limits_of_exactness(self.model_config))
         if self.task.cuts_long_rows():
-            cut = int((self.stores["train"].lengths() >= plan.sequence).sum())
+            store = self.stores["train"]
+            cut = int(
+                store.values("cut").sum() if "cut" in store.features else (store.lengths() >= plan.sequence).sum()
+            )
             if cut:
                 advice = "what lies beyond is not read; --train.sequence sets the limit"
                 rows.insert(4, ("long rows", f"{cut:,} training rows reach {plan.sequence} tokens and are cut", advice))
@@ -251,8 +264,8 @@ class Session:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore  (all of it is written first)
         if plan.device == "cpu":
             keep_freed_memory()
-        torch.manual_seed(config.run.seed)
-        model, self.loaded = build(self.task_class.auto_class, self.model_config, self.source)
+        self._ask_frozen()
+        model, self.loaded = self._first_model()
         model.to(plan.device)
         adapt(model, config.adapter, config.freeze)
         self.frozen = freeze(model, config.freeze)
@@ -274,6 +287,41 @@ class Session:
             if plan.compile:
                 fit.stack.compile(self.folder.compiled)
             fit.stack.recompute(plan.recompute)
+
+    def _first_model(self) -> tuple[Any, Loaded]:
+        """Return the model as it is before the first step, and what became of the weights it comes from."""
+        import torch
+
+        torch.manual_seed(self.config.run.seed)
+        return build(self.task_class.auto_class, self.model_config, self.source)
+
+    def _ask_frozen(self) -> None:
+        """Let the frozen model that the task asks answer every row, where it has not done so before.
+
+        Raises:
+            UserError: it cannot be asked, or is another one than when the run began.
+        """
+        asked, plan = self.task.frozen_model(), self.plan
+        if asked is None:
+            return
+        frozen = Asked(
+            opened(asked, self.task, lambda: self._first_model()[0]),
+            asked,
+            self.task,
+            self.stores["train"],
+            plan.device,
+        )
+        if plan.frozen and plan.frozen["weights"] != frozen.weights:
+            raise UserError(
+                f"{asked.setting}: the frozen model has changed since this run began. Put it back, or give another --run.dir."
+            )
+        precision = frozen.settle(self.config.train.packing, (plan.frozen or {}).get("precision", plan.precision))
+        plan.frozen = {"weights": frozen.weights, "precision": precision}
+        rows = sum(map(len, self.stores.values()))
+        with self.terminal.progress("frozen model", rows):
+            filled = frozen.remember(self.stores, self.terminal.advance)
+        for split, one in filled.items():
+            self.terminal.say(f"answers of the frozen model to {one.rows:,} {split} rows: {one.hits}")
 
     # -- begin ---------------------------------------------------------------------------------------------------
 
@@ -450,7 +498,7 @@ class Session:
     def _filled(self, split: str, rows: Sequence[int], epochs: float, progress: Callable[[int], None]) -> Prefix | None:
         """Return the frozen layers' output for rows of a split; None if it cannot be stored."""
         assert self.cache is not None and self.fit is not None and self.fit.stack is not None  # it was opened
-        where = (self.fit.stack, self.fit.forward, self.task, self.stores[split])
+        where = (prefix_work(self.fit.stack, self.fit.forward), self.task, self.stores[split])
         try:
             prefix, filled = fill(self.cache, *where, rows, self.plan.device, progress)
         except CacheUnusable as error:

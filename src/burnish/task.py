@@ -28,6 +28,16 @@ Records = dict[str, "np.ndarray"]
 
 
 @dataclass(frozen=True)
+class FrozenModel:
+    """A model that a task asks and never trains, such as the reference of preference tuning, or a teacher."""
+
+    path: str | None
+    """A Hub id, a folder or a burnish run; None: the run's own model as it is before the first step."""
+    setting: str
+    """What names it, such as `task.teacher`."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One row of a source, before the task has seen it."""
 
@@ -47,7 +57,8 @@ class Batch:
     weights: dict[str, float]
     """Loss term to the number of targets it sums over, counted when the batch is made; the log shows the first term's."""
     lengths: list[int] | None = None
-    """Positions of each row, where the inputs are padded on the right; None: the model decides how many there are."""
+    """Positions of each row of the inputs, where they are padded on the right; None: the model decides how many there are.
+    An example may be several rows, each the same number of them, one after another."""
     rows: list[int] = field(default_factory=list)
     """Index of each example in its store."""
     prefix: torch.Tensor | None = None
@@ -111,7 +122,10 @@ class Task(ABC):
         """
 
     def cuts_long_rows(self) -> bool:
-        """Return whether `encode` drops what does not fit into `sequence`; the plan then says how many rows reach it."""
+        """Return whether `encode` drops what does not fit into `sequence`; the plan then says how many rows reach it.
+
+        Examples of several rows say it themselves, by a feature `cut`.
+        """
         return False
 
     def model_options(self) -> dict[str, Any]:
@@ -141,6 +155,30 @@ class Task(ABC):
             draw: 64 bits, a function of (seed, epoch, row) alone: all randomness of the task's own comes from it.
         """
         return example
+
+    def frozen_model(self) -> FrozenModel | None:
+        """Return the model whose answers the loss needs beside the batch, if there is one.
+
+        It is asked about every example once, before training begins. What it answered is kept, and is the field
+        `remembered` of the example: float32 [any number, width].
+        """
+        return None
+
+    def remember(self, model: Any, batch: Batch) -> Sequence[torch.Tensor]:
+        """Return what is kept of the frozen model's answer to each example of a batch: float32 [any number, width].
+
+        Args:
+            model: in evaluation mode; nothing is differentiated.
+            batch: of examples without `remembered`.
+        """
+        raise NotImplementedError(f"{self.name} asks no frozen model")
+
+    def check_frozen(self, model: Any) -> None:  # noqa: B027  (most take any model of the task)
+        """Look at the frozen model before it is asked.
+
+        Raises:
+            UserError: its answers do not fit this task's rows.
+        """
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:

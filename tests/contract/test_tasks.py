@@ -29,7 +29,13 @@ ASKED: dict[str, list] = {
 
 @pytest.fixture
 def toy(
-    text_file: Path, reviews_file: Path, tiny_bert: Path, words_file: Path, tagged_file: Path, questions_file: Path
+    text_file: Path,
+    reviews_file: Path,
+    tiny_bert: Path,
+    words_file: Path,
+    tagged_file: Path,
+    questions_file: Path,
+    pairs_file: Path,
 ) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     return {
@@ -60,6 +66,19 @@ def toy(
             "data": {"train": str(reviews_file)},
             "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
             "optim": {"lr": 5e-3},
+        },
+        "preference-tuning": {
+            "model": {"preset": "gpt2-nano", "vocab_size": 300},
+            "data": {"train": str(pairs_file), "prompt": "prompt"},
+            "train": {
+                "length": "24 steps",
+                "batch": 8,
+                "sequence": 64,
+                "precision": "fp32",
+                "evaluate_every": "12 steps",
+            },
+            "optim": {"lr": 1e-3},
+            "generate": {"max_tokens": 4},
         },
         "question-answering": {
             "model": {"path": str(tiny_bert)},

@@ -11,6 +11,7 @@ from typing import Any
 from burnish.config import Config
 from burnish.data.chat import conversation
 from burnish.data.hub import fetch_dataset
+from burnish.data.pairs import texts_of
 from burnish.data.rows import TEXTS, BrokenRow, Holdout, Rows, Side, find_parts
 from burnish.data.store import Store
 from burnish.data.tokenizer import content_of
@@ -118,6 +119,8 @@ def documents(rows: Iterable[Row]) -> Iterable[str]:
             yield from re.findall(r"(?s).{1,100000}", row.values[name])
         if "messages" in row.values:
             yield from (message["content"] for message in conversation(row.values["messages"], row.where))
+        if "chosen" in row.values:
+            yield from texts_of(row)
         if "tokens" in row.values:
             yield " ".join(map(str, row.values["tokens"]))
 

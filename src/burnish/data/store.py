@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Store:
         self._values = {name: _mapped(path / f"{name}.values.npy") for name in self.features}
         self._offsets = {name: _mapped(path / f"{name}.offsets.npy") for name in self.features}
         self._size: int = meta["size"]
+        self.remembered: Callable[[int], np.ndarray] | None = None
+        """What a frozen model answered to an example, which then has a field of that name; see `Task.frozen_model`."""
 
     def __len__(self) -> int:
         return self._size
@@ -47,6 +49,8 @@ class Store:
         for name in self.features:
             start, end = self._offsets[name][index : index + 2]
             example[name] = self._values[name][start:end]
+        if self.remembered is not None:
+            example["remembered"] = self.remembered(index)
         return example
 
     def length(self, index: int) -> int:
@@ -61,6 +65,10 @@ class Store:
             return np.diff(offsets)
         chosen = np.asarray(rows)
         return offsets[chosen + 1] - offsets[chosen]
+
+    def values(self, feature: str) -> np.ndarray:
+        """Return a feature of all examples, one after another."""
+        return self._values[feature]
 
     def where(self, index: int) -> str:
         """Return file and line of the row an example came from."""

@@ -20,10 +20,11 @@ class Fit:
 
     Args:
         model: in float32, on its device, frozen where it is to be.
+        setting: what names the model.
     """
 
-    def __init__(self, model: Any, task: Task, store: Store, device: str):
-        self.model, self.task, self.device = model, task, device
+    def __init__(self, model: Any, task: Task, store: Store, device: str, setting: str = "model"):
+        self.model, self.task, self.device, self.setting = model, task, device, setting
         order = store.lengths().argsort(kind="stable")
         rows = list(dict.fromkeys(int(order[place]) for place in (0, len(order) // 2, -1)))
         self.together = collate(store, task, rows).to(device)
@@ -51,7 +52,7 @@ class Fit:
         except (ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
             problem = " ".join(str(error).split())[:160]
             raise UserError(
-                f"model: {type(self.model).__name__} cannot compute {self.task.name} ({problem}). Take another model."
+                f"{self.setting}: {type(self.model).__name__} cannot compute {self.task.name} ({problem}). Take another model."
             ) from error
 
     def arrangement(self, wish: str, compiled: bool) -> tuple[str, str]:

@@ -9,12 +9,13 @@ versions, so that another learning rate or seed finds the same folder, and anoth
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from burnish.data.loader import collate
 from burnish.data.store import Store
 from burnish.engine import checkpoint
 from burnish.env import fingerprint, free_disk_bytes, versions
@@ -52,9 +54,14 @@ def key_of(stack: Stack, model: Any, precision: str) -> str:
     below = [(name, value) for name, value in named if not value.requires_grad and id(value) not in above]
     content = checkpoint.digest([*below, *scales(model)])
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_BELOW and "drop" not in k}
+    found = [stack.depth, stack.output, stack.reads]
+    return fingerprint("prefix 1", content, config, *found, precision, *arithmetic(model))
+
+
+def arithmetic(model: Any) -> tuple[dict[str, str], list[Any]]:
+    """Return what the last bits of a model's results depend on: versions, the kind of device, and threads."""
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers")}
-    where = [str(model.device.type), torch.get_num_threads()]  # the last bits depend on both
-    return fingerprint("prefix 1", content, config, stack.depth, stack.output, stack.reads, precision, used, where)
+    return used, [str(model.device.type), torch.get_num_threads()]
 
 
 #: Settings of a model's head, which what lies below does not depend on; nor on dropout, or it could not be replayed.
@@ -76,14 +83,18 @@ class Filled:
     seconds_once: float
     """What computing all of them takes."""
 
+    @property
+    def hits(self) -> str:
+        """Which share of the rows was there already."""
+        return f"{self.found / max(1, self.rows):.0%} were there"
+
     def sentence(self, epochs: float) -> str:
         """Return what filling did and what it saves in a run of some epochs."""
-        hits = f"{self.found / max(1, self.rows):.0%} were there"
         took = (
             f", {readable_bytes(self.size_bytes)} stored in {readable_seconds(self.seconds)}" if self.size_bytes else ""
         )
         saved = max(0.0, self.seconds_once * epochs - self.seconds)
-        return f"{hits}{took}; about {readable_seconds(saved)} saved"
+        return f"{self.hits}{took}; about {readable_seconds(saved)} saved"
 
 
 @dataclass
@@ -242,19 +253,45 @@ class Prefix:
         return self.cache.fetch([self.digests[row] for row in rows])
 
 
-def digest_of(batch: Batch) -> bytes:
-    """Return a digest of what the model sees of a batch of one row."""
+def digest_of(tensors: Mapping[str, Any]) -> bytes:
+    """Return a digest of named tensors, such as what a model sees of a row."""
     content = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for name, value in sorted(batch.inputs.items()):
+    for name, value in sorted(tensors.items()):
         content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         content.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
     return content.digest()
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is computed once for each example and kept, and how."""
+
+    compute: Callable[[Batch], Sequence[Any]]
+    """Returns the vectors of each example of a batch on the device: a tensor [any number, width] each."""
+    vectors: Callable[[Batch], float]
+    """Returns how many vectors that will be for a batch of one example; about, where it is not known before."""
+    seen: Callable[[Batch], Mapping[str, Any]]
+    """Returns the tensors of a batch of one example from which the vectors follow."""
+
+
+def prefix_work(stack: Stack, forward: Forward) -> Work:
+    """Return the computation of a model's frozen prefix.
+
+    Args:
+        forward: computes the model on a batch; left as soon as the prefix is done.
+    """
+
+    def compute(batch: Batch) -> Sequence[Any]:
+        assert batch.lengths is not None  # rows that are laid end to end have known lengths
+        stored = np.array(stack.stored_lengths(batch.lengths))
+        return stack.prefix_of(forward, batch).split(stored.reshape(len(batch.rows), -1).sum(1).tolist())
+
+    return Work(compute, lambda batch: sum(stack.stored_lengths(batch.lengths or [])), lambda batch: batch.inputs)
+
+
 def fill(
     cache: PrefixCache,
-    stack: Stack,
-    forward: Forward,
+    work: Work,
     task: Task,
     store: Store,
     rows: Sequence[int],
@@ -264,7 +301,6 @@ def fill(
     """Compute what is not stored yet of the rows of a store, longest rows last, and return it ready for replay.
 
     Args:
-        forward: computes the model on a batch; left as soon as the prefix is done.
         progress: called with the number of rows done; may raise to stop, and nothing is half-written then.
 
     Raises:
@@ -273,12 +309,12 @@ def fill(
     began = time.monotonic()
     digests, vectors = {}, {}
     for row in rows:
-        batch = task.collate([store[row]])
-        digests[row], vectors[row] = digest_of(batch), sum(stack.stored_lengths(batch.lengths or []))
+        batch = collate(store, task, [row])
+        digests[row], vectors[row] = digest_of(work.seen(batch)), work.vectors(batch)
     missing = list({digests[row]: row for row in rows if digests[row] not in cache}.values())
     missing.sort(key=store.length)
     size = cache.width * np.dtype(cache.kind).itemsize
-    needed = size * sum(vectors[row] for row in missing)
+    needed = math.ceil(size * sum(vectors[row] for row in missing))
     make_room(cache.folder, needed)
 
     def computed() -> Iterator[tuple[bytes, Any]]:
@@ -290,11 +326,8 @@ def fill(
                 total += store.length(missing[end])
                 end += 1
             chosen = missing[start:end]
-            batch = task.collate([store[row] for row in chosen])
-            assert batch.lengths is not None  # rows that are laid end to end have known lengths
-            hidden = stack.prefix_of(forward, batch.to(device)).to(cache.torch_kind)
-            pieces = hidden.split(stack.stored_lengths(batch.lengths))
-            yield from zip([digests[row] for row in chosen], pieces, strict=True)
+            pieces = work.compute(collate(store, task, chosen).to(device))
+            yield from zip([digests[row] for row in chosen], [one.to(cache.torch_kind) for one in pieces], strict=True)
             start = end
             done += len(chosen)
             progress(done)

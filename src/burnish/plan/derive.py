@@ -67,6 +67,8 @@ class Plan:
     facts: dict[str, Any]
     reads: str | None = None
     """The one position of each row that the model's head reads, "first" or "last": the last layer computes no other."""
+    frozen: dict[str, str] | None = None
+    """Weights and arithmetic of the frozen model that the task asks, if it does."""
     why: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
