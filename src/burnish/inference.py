@@ -212,7 +212,7 @@ def _task_of(folder: Path) -> str:
     architectures = read_config(folder).get("architectures") or []
     for task in registry().values():
         known = {*names.get(task.auto_class, {}).values(), *own.HEADS.get(task.auto_class, [])}
-        if known & set(architectures):
+        if task.opens_by_default and known & set(architectures):
             return task.name
     raise UserError(f"{folder}: its architecture {architectures} names no task; give --task ({', '.join(registry())}).")
 

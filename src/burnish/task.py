@@ -90,6 +90,8 @@ class Task(ABC):
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
     auto_class: ClassVar[str]
     """The transformers Auto class that adds this task's head to a backbone."""
+    opens_by_default: ClassVar[bool] = True
+    """Whether a model folder with this head, and no run around it, is taken to be for this task."""
     metric_names: tuple[str, ...]
     """What `metrics` returns; the first is the one by which checkpoints are compared when the user names none. A task
     whose settings change what is measured sets its own."""

@@ -18,6 +18,10 @@ from helpers import result_of, session_of
 
 QUIET = Terminal(quiet=True)
 ASKED: dict[str, list] = {
+    "reward-modeling": [
+        {"prompt": "Was the king good?", "chosen": " He was good."},
+        {"prompt": "Was the king good?", "chosen": " He was poor."},
+    ],
     "fill-mask": ["the good old [MASK]", "never a [MASK] stone"],
     "question-answering": [
         {"question": "Was the king good?", "context": "the good old king"},
@@ -60,6 +64,12 @@ def toy(
                 "optim": {"lr": 3e-3},
             }
             for name, preset in (("translation", "transformer-nano"), ("summarization", "t5-nano"))
+        },
+        "reward-modeling": {
+            "model": {"path": str(tiny_bert)},
+            "data": {"train": str(pairs_file), "prompt": "prompt"},
+            "train": {"length": "30 steps", "batch": 8, "precision": "fp32", "evaluate_every": "10 steps"},
+            "optim": {"lr": 5e-3},
         },
         "text-classification": {
             "model": {"path": str(tiny_bert)},
@@ -144,14 +154,20 @@ class TestTask:
     def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
         self, name: str, toy: dict[str, dict], tmp_path: Path
     ) -> None:
-        """Micro-batches of one row, of three, and all at once; end to end where the model takes it, and padded."""
+        """Micro-batches of one row, of three, and all at once; end to end where the model takes it, and padded.
+
+        The weights are shaken first: a fresh model says the same of every row, so that gradients of comparisons cancel.
+        """
         wanted = None
         for micro_batch, packing in ((8, "auto"), (3, "auto"), (1, "auto"), (8, "off")):
             given = {**toy[name], "train": {**toy[name]["train"], "batch": 8, "dropout": 0}}
             given["train"] |= {"micro_batch": micro_batch, "packing": packing}
             session = session_of(name, tmp_path / "run", **given)
             session.join()
-            job = session.job
+            job, draw = session.job, torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for value in job.model.parameters():
+                    value += 0.1 * torch.randn(value.shape, generator=draw)
             job.weights.forget_gradients()
             loss = accumulate(job.model, job.stack, job.task, job.loader.step(0), "cpu", 0)
             gradient = torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from burnish.config import DataSettings
 from burnish.data.chat import Message, conversation
 from burnish.errors import UserError
-from burnish.task import Row
+from burnish.task import Example, Row
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,12 @@ def _refuse_odd_turns(pair: Pair) -> None:
                 f"{pair.where}: the {name} answer is not one message of the assistant after messages that both begin "
                 "with; cut the conversations where they part."
             )
+
+
+def halves(example: Example, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the parts of a feature that belong to the chosen and to the rejected answer, by the feature `sizes`."""
+    size = int(example["sizes"][0])
+    return example[name][:size], example[name][size:]
 
 
 def texts_of(row: Row) -> Iterator[str]:

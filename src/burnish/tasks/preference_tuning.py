@@ -11,7 +11,7 @@ from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.chat import answers
-from burnish.data.pairs import Pair, pair_columns, pair_of
+from burnish.data.pairs import Pair, halves, pair_columns, pair_of
 from burnish.data.tokenizer import filled_up, pad_id
 from burnish.errors import UserError
 from burnish.task import Batch, Example, FrozenModel, Records, Row
@@ -57,6 +57,7 @@ class PreferenceTuning(TextGeneration):
     version = 1
     Settings = PreferenceTuningSettings
     asks = ("given",)
+    opens_by_default = False
     metric_names = ("accuracy", "margin", "loss")
     lower_is_better = frozenset({"loss"})
 
@@ -173,18 +174,10 @@ class PreferenceTuning(TextGeneration):
         return {"rewards": rewards.cpu().numpy(), "loss": losses.cpu().numpy()}
 
     def metrics(self, records: Records) -> dict[str, float]:
-        """Share of pairs whose better answer has the larger reward, mean difference of the rewards, mean loss."""
-        margins = records["rewards"][:, 0] - records["rewards"][:, 1]
-        return {
-            "accuracy": float((margins > 0).mean()),
-            "margin": float(margins.mean()),
-            "loss": float(records["loss"].mean()),
-        }
+        return reward_metrics(records)
 
     def figures(self, records: Records) -> list[dict[str, Any]]:
-        chosen, rejected = records["rewards"].mean(0).tolist()
-        rows = [["chosen", chosen], ["rejected", rejected]]
-        return [{"kind": "table", "title": "Rewards", "columns": ["answer", "mean reward"], "rows": rows}]
+        return reward_figures(records)
 
     def predict(
         self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
@@ -193,10 +186,21 @@ class PreferenceTuning(TextGeneration):
         return super().predict(model, prompts, settings, seed)
 
 
-def halves(example: Example, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the parts of a feature that belong to the chosen and to the rejected answer."""
-    size = int(example["sizes"][0])
-    return example[name][:size], example[name][size:]
+def reward_metrics(records: Records) -> dict[str, float]:
+    """Return the share of pairs whose better answer has the larger reward, the mean difference, and the mean loss."""
+    margins = records["rewards"][:, 0] - records["rewards"][:, 1]
+    return {
+        "accuracy": float((margins > 0).mean()),
+        "margin": float(margins.mean()),
+        "loss": float(records["loss"].mean()),
+    }
+
+
+def reward_figures(records: Records) -> list[dict[str, Any]]:
+    """Return a table of the mean rewards."""
+    chosen, rejected = records["rewards"].mean(0).tolist()
+    rows = [["chosen", chosen], ["rejected", rejected]]
+    return [{"kind": "table", "title": "Rewards", "columns": ["answer", "mean reward"], "rows": rows}]
 
 
 def pair_losses(difference: torch.Tensor, settings: PreferenceTuningSettings) -> torch.Tensor:
