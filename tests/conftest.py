@@ -83,6 +83,16 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def alike_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jsonl of 120 texts, each with its own words in another order."""
+    path = tmp_path_factory.mktemp("alike") / "alike.jsonl"
+    texts = [" ".join(text.rstrip(".").lower().split()[:12]) for text in sentences(120, seed=5)]
+    rows = [{"anchor": text, "positive": " ".join(sorted(text.split()))} for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
 def questions_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A json of 200 questions as SQuAD 2.0 nests them, some without an answer."""
     path = tmp_path_factory.mktemp("questions") / "questions.json"

@@ -105,6 +105,14 @@ class DataSettings(Settings):
     """Column that holds the better of two answers, text or messages (preference-tuning, reward-modeling)."""
     rejected: str = "rejected"
     """Column that holds the other one."""
+    anchor: str = "anchor"
+    """Column that holds a text (sentence-similarity)."""
+    positive: str = "positive"
+    """Column that holds a text that belongs to it."""
+    negative: str | None = None
+    """Column that holds a text that does not."""
+    score: str | None = None
+    """Column that holds a number: how alike the two texts are."""
     label: str = "label"
     """Column that holds the label."""
     group: str | None = None

@@ -611,6 +611,7 @@ class Session:
         with quiet(), self.job.weights.in_float32():
             self.job.model.save_pretrained(str(temporary), state_dict=merged(self.job.model))
         self.task.tokenizer.save_pretrained(str(temporary))
+        self.task.complete(temporary)
         save_adapter(self.job.model, temporary / "adapter", str(self.config.model.path))
         replace_folder(temporary, target)
 

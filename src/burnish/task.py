@@ -11,6 +11,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
@@ -190,6 +191,11 @@ class Task(ABC):
     def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """Return each loss term's sum (not mean) over the targets of the batch, a scalar in float32."""
 
+    @property
+    def compares(self) -> bool:
+        """Whether the loss compares the examples of a step with each other, as a `ComparingTask` can."""
+        return False
+
     @abstractmethod
     def score(self, model: Any, batch: Batch) -> Records:
         """Return what `metrics` needs of each example of the batch; called without gradients, model in eval mode."""
@@ -210,6 +216,9 @@ class Task(ABC):
         """Return what the report should draw of an evaluation (kinds: see `burnish.report`)."""
         return []
 
+    def complete(self, folder: Path) -> None:  # noqa: B027  (most folders are complete)
+        """Write what belongs into the exported model's folder beside weights and tokenizer."""
+
     def samples(self, model: Any, settings: GenerateSettings) -> list[dict[str, Any]]:
         """Return figures that need the model, such as generated text."""
         return []
@@ -223,6 +232,35 @@ class Task(ABC):
         Args:
             asked: the columns in `asks` of each input.
         """
+
+
+class ComparingTask(Task):
+    """A task whose loss compares the examples of a step with each other, all with all.
+
+    What the model makes of an example depends on that example alone, the loss on all of the global batch. The engine brings
+    together what was made of all micro-batches on all ranks, so the loss does not depend on how the step was cut.
+    """
+
+    @property
+    def compares(self) -> bool:
+        return True
+
+    @abstractmethod
+    def represent(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Return what the model makes of each example: float32 [examples, ...]."""
+
+    @abstractmethod
+    def compare(self, represented: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return each loss term's sum over examples, a scalar in float32.
+
+        Args:
+            represented: what `represent` returned for all examples that are compared.
+            targets: those of their batches, joined along the first dimension.
+        """
+
+    def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return each loss term's sum where the batch is all that is compared."""
+        return self.compare(self.represent(model, batch), batch.targets)
 
 
 def registry() -> dict[str, type[Task]]:

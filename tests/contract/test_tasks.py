@@ -40,6 +40,7 @@ def toy(
     tagged_file: Path,
     questions_file: Path,
     pairs_file: Path,
+    alike_file: Path,
 ) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     return {
@@ -70,6 +71,12 @@ def toy(
             "data": {"train": str(pairs_file), "prompt": "prompt"},
             "train": {"length": "30 steps", "batch": 8, "precision": "fp32", "evaluate_every": "10 steps"},
             "optim": {"lr": 5e-3},
+        },
+        "sentence-similarity": {
+            "model": {"path": str(tiny_bert)},
+            "data": {"train": str(alike_file)},
+            "train": {"length": "30 steps", "batch": 8, "micro_batch": 3, "precision": "fp32"},
+            "optim": {"lr": 2e-3},
         },
         "text-classification": {
             "model": {"path": str(tiny_bert)},

@@ -9,7 +9,7 @@ import torch
 
 from burnish.api import resolve
 from burnish.data.loader import collate
-from burnish.engine.step import accumulate
+from burnish.engine.step import accumulate, arranged, seed_device
 from burnish.run import RunFolder
 from burnish.session import Session
 from burnish.task import Batch
@@ -30,7 +30,9 @@ def session_of(task: str, folder: Path, **settings) -> Session:
 
 
 @pytest.fixture
-def sessions(text_file: Path, reviews_file: Path, tiny_bert: Path, tmp_path: Path) -> dict[str, Session]:
+def sessions(
+    text_file: Path, reviews_file: Path, alike_file: Path, tiny_bert: Path, tmp_path: Path
+) -> dict[str, Session]:
     train = {"batch": 8, "precision": "fp32", "dropout": 0.0}
     lm_rows = tmp_path / "ragged.jsonl"  # one store of ragged rows: the last sequence is short
     lm_rows.write_text("".join(f'{{"text": "{text}"}}\n' for text, _ in sentiment_rows(40)))
@@ -45,6 +47,9 @@ def sessions(text_file: Path, reviews_file: Path, tiny_bert: Path, tmp_path: Pat
         ),
         "text-classification": session_of(
             "text-classification", tmp_path / "cls", model=str(tiny_bert), data=str(reviews_file), train=train
+        ),
+        "sentence-similarity": session_of(
+            "sentence-similarity", tmp_path / "sim", model=str(tiny_bert), data=str(alike_file), train=train
         ),
     }
 
@@ -72,7 +77,7 @@ def ragged(session: Session) -> list[int]:
     return sorted(range(len(store)), key=lambda i: int(store.lengths()[i]))[:4] + list(range(4, 8))
 
 
-@pytest.mark.parametrize("task", ["text-generation", "text-classification"])
+@pytest.mark.parametrize("task", ["text-generation", "text-classification", "sentence-similarity"])
 @pytest.mark.parametrize("sizes", [[4, 4], [2, 2, 2, 2], [1] * 8, [3, 5], [1, 7]])
 def test_micro_batches_do_not_change_the_gradient(sessions: dict[str, Session], task: str, sizes: list[int]) -> None:
     session = sessions[task]
@@ -83,7 +88,7 @@ def test_micro_batches_do_not_change_the_gradient(sessions: dict[str, Session], 
     assert float((split - whole).norm() / whole.norm()) <= TOLERANCE
 
 
-@pytest.mark.parametrize("task", ["text-generation", "text-classification"])
+@pytest.mark.parametrize("task", ["text-generation", "text-classification", "sentence-similarity"])
 def test_mean_of_means_fails_the_same_test(sessions: dict[str, Session], task: str) -> None:
     """What other trainers do, an average of each micro-batch's own average, is caught by the tolerance."""
     session = sessions[task]
@@ -96,6 +101,42 @@ def test_mean_of_means_fails_the_same_test(sessions: dict[str, Session], task: s
         (session.task.loss(model, batch)["loss"] / batch.weights["loss"] / len(batches)).backward()
     naive = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert float((naive - whole).norm() / whole.norm()) > 100 * TOLERANCE
+
+
+def test_a_comparison_within_each_micro_batch_fails_the_same_test(sessions: dict[str, Session]) -> None:
+    """Also one whose sums are divided as they should be: the other micro-batches' rows are missing from it."""
+    session = sessions["sentence-similarity"]
+    rows = ragged(session)
+    _, whole = gradient(session, cut(session, rows, [8]))
+    session.job.model.zero_grad(set_to_none=True)
+    for batch in cut(session, rows, [4, 4]):
+        (session.task.loss(session.job.model, batch)["loss"] / 8).backward()
+    naive = torch.cat([p.grad.flatten() for p in session.job.model.parameters() if p.grad is not None])
+    assert float((naive - whole).norm() / whole.norm()) > 1000 * TOLERANCE
+
+
+def test_both_passes_of_a_comparison_see_the_same_dropout(alike_file: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    """Against one pass whose activations are all kept, with the masks that each micro-batch draws."""
+    train = {"batch": 8, "precision": "fp32", "dropout": 0.3}
+    session = session_of(
+        "sentence-similarity", tmp_path / "run", model=str(tiny_bert), data=str(alike_file), train=train
+    )
+    task, model = session.task, session.job.model
+    batches = cut(session, ragged(session), [3, 5])
+    loss, found = gradient(session, batches)
+    model.zero_grad(set_to_none=True)
+    made = []
+    for index, batch in enumerate(batches):
+        seed_device("cpu", index)
+        with arranged(session.job.stack, batch):
+            made.append(task.represent(model, batch))
+    identity = torch.cat([batch.targets["identity"] for batch in batches])
+    kept = task.compare(torch.cat(made), {"identity": identity})["loss"] / 8
+    kept.backward()
+    wanted = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert loss == pytest.approx(float(kept), rel=TOLERANCE)
+    assert float((found - wanted).norm() / wanted.norm()) <= TOLERANCE
+    assert abs(gradient(session, cut(session, ragged(session), [8]))[0] / loss - 1) > 100 * TOLERANCE  # other masks
 
 
 @pytest.mark.parametrize("sizes", [4, 3, 1])

@@ -155,6 +155,43 @@ def test_two_ranks_learn_what_one_learns(
     assert two.metrics["validation"] == pytest.approx(one.metrics["validation"], rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("task", ["sentence-similarity", "preference-tuning"])
+def test_two_ranks_compare_and_ask_as_one_does(
+    alike_file: Path, pairs_file: Path, tiny_bert: Path, tmp_path: Path, task: str
+) -> None:
+    """Texts are compared with those of the other rank too; what a frozen model answered is read by both."""
+    given: dict[str, Any] = {
+        "sentence-similarity": {
+            "model": {"path": str(tiny_bert)}, "data": {"train": str(alike_file)}, "train": {"dropout": 0.0},
+        },
+        "preference-tuning": {
+            "model": {"preset": "gpt2-nano", "vocab_size": 300}, "data": {"train": str(pairs_file), "prompt": "prompt"},
+            "train": {"sequence": 64}, "generate": {"max_tokens": 2},
+        },
+    }[task]  # fmt: skip
+    given["train"] |= {
+        "batch": 5,
+        "micro_batch": 2,
+        "length": "18 rows",
+        "precision": "fp32",
+        "evaluate_every": "2 steps",
+    }
+    given["optim"] = {"lr": 1e-3, "eps": 1e-6}
+    session = session_of(task, tmp_path / "none", **given)
+    start = {name: value.detach().clone() for name, value in session.fit.model.named_parameters()}
+    runs = [
+        burnish.train(
+            task, terminal=Terminal(quiet=True), **given, run={"dir": str(tmp_path / f"{ranks}")}, parallel={"ranks": ranks}
+        )
+        for ranks in (1, 2)
+    ]  # fmt: skip
+    one, two = runs
+    assert isinstance(one, Run) and isinstance(two, Run)
+    losses, weights = differences(two, one, start)
+    assert losses <= TOLERANCE and weights <= 2 * TOLERANCE
+    assert two.metrics["validation"] == pytest.approx(one.metrics["validation"], rel=1e-4)
+
+
 @pytest.fixture
 def strange(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let the other ranks do something wrong (strange_worker.py)."""

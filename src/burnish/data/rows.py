@@ -17,7 +17,7 @@ from burnish.task import Row, find_subclasses
 #: Above this share of broken rows a run stops: the file is probably not what the user thinks it is.
 MOST_BROKEN = 0.01
 #: Columns, by the tasks' names, that hold text.
-TEXTS = frozenset({"text", "prompt", "pair", "target", "question", "context"})
+TEXTS = frozenset({"text", "prompt", "pair", "target", "question", "context", "anchor", "positive", "negative"})
 
 
 @dataclass(frozen=True)
