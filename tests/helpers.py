@@ -159,6 +159,14 @@ def weights_of(session: Session) -> dict[str, Any]:
     return {name: value.detach().clone() for name, value in session.job.weights.exact.items()}
 
 
+def said_by_card(folder: Path) -> str:
+    """Return what the code for plain transformers prints that a run's card gives."""
+    code = re.findall(r"```python\n(.*?)```", (folder / "card.md").read_text(), re.S)[-1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def apart(found: dict[str, Any], wanted: dict[str, Any]) -> float:
     """Return the relative global L2 distance of named tensors."""
     assert found.keys() == wanted.keys()

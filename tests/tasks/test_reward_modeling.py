@@ -14,7 +14,7 @@ from burnish.data.loader import collate
 from burnish.errors import UserError
 from burnish.session import Session
 from burnish.terminal import Terminal
-from helpers import session_of
+from helpers import said_by_card, session_of
 
 TOLERANCE = 1e-6
 """Relative, of a loss in float32."""
@@ -89,6 +89,16 @@ def test_a_conversation_is_rated_as_the_template_writes_it(pairs_file: Path, tmp
     with torch.no_grad():
         plain = float(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits)
     assert better["score"] == pytest.approx(plain, abs=1e-4)
+
+
+def test_the_card_rates_as_the_run_does(pairs_file: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    run = burnish.train(
+        "reward-modeling", terminal=Terminal(quiet=True), model=str(tiny_bert), run={"dir": str(tmp_path / "run")},
+        data={"train": str(pairs_file), "prompt": "prompt"}, train={"length": "3 steps", "precision": "fp32"},
+    )  # fmt: skip
+    assert isinstance(run, burnish.Run)
+    asked = {"prompt": "Who sees the river?", "chosen": " The old king does."}
+    assert run.predict(asked)["score"] == pytest.approx(float(said_by_card(run.path)), abs=1e-5)
 
 
 def test_answers_that_are_cut_alike_are_refused(tiny_bert: Path, tmp_path: Path) -> None:

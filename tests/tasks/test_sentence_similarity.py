@@ -16,7 +16,7 @@ from burnish.errors import UserError
 from burnish.session import Session
 from burnish.tasks.sentence_similarity import SentenceSimilarity
 from burnish.terminal import Terminal
-from helpers import sentences, session_of
+from helpers import said_by_card, sentences, session_of
 
 TASK = "sentence-similarity"
 WORDS = [" ".join(text.rstrip(".").lower().split()[:8]) for text in sentences(60, seed=7)]
@@ -136,6 +136,7 @@ def test_vectors_are_those_of_plain_transformers_and_the_folder_says_how(
     tokenizer, model = AutoTokenizer.from_pretrained(str(folder)), AutoModel.from_pretrained(str(folder)).eval()
     found = torch.tensor([answer["embedding"] for answer in run.predict(WORDS[:3])])
     assert torch.allclose(found, plain_vectors(model, tokenizer, WORDS[:3]), atol=1e-5)
+    assert said_by_card(run.path).startswith("tensor([")
     modules = json.loads((folder / "modules.json").read_text())
     assert [module["type"].split(".")[-1] for module in modules] == ["Transformer", "Pooling", "Normalize"]
     assert all((folder / module["path"]).is_dir() for module in modules)

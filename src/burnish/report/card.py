@@ -15,6 +15,8 @@ from markupsafe import Markup
 from burnish.report.facts import Facts, environment_rows, metric_words, number, read_facts, template, time_words
 from burnish.run import RunFolder
 
+#: The Hub's tag of a task whose name is none.
+_TAGS = {"preference-tuning": "text-generation", "reward-modeling": "text-classification"}
 #: Labels listed in the card; more are counted.
 _LABELS = 50
 
@@ -66,7 +68,7 @@ def front_matter(facts: Facts) -> str:
     """Return the metadata that the Hub reads, as YAML."""
     values: dict[str, Any] = {"library_name": "transformers"}
     if facts.task:
-        values["pipeline_tag"] = facts.task
+        values["pipeline_tag"] = _TAGS.get(facts.task, facts.task)
     if base := hub_id(facts.config.model.path):
         values |= {"base_model": base, "base_model_relation": "finetune"}
     if datasets := list(dict.fromkeys(filter(None, map(_dataset, facts.config.data.train)))):
@@ -163,7 +165,9 @@ def _without_folder(recipe: str) -> str:
 
 def _example(facts: Facts) -> str:
     prompts = facts.plan["facts"].get("prompts") or ["Once upon a time"]
-    return prompts[0] if facts.task == "text-generation" else "the plot is thin but the cast shines"
+    return (
+        prompts[0] if _TAGS.get(facts.task, facts.task) == "text-generation" else "the plot is thin but the cast shines"
+    )
 
 
 def _text(value: Any) -> str:
@@ -173,7 +177,8 @@ def _text(value: Any) -> str:
 
 #: An input of a task that takes more than a text.
 _INPUTS = {
-    "question-answering": {"question": "Who sees the river?", "context": "Never slowly, the old king sees the river."}
+    "question-answering": {"question": "Who sees the river?", "context": "Never slowly, the old king sees the river."},
+    "reward-modeling": {"prompt": "Who sees the river?", "chosen": " The old king does."},
 }
 
 
@@ -249,6 +254,37 @@ print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
 """
 
 
+def _reward_usage(facts: Facts) -> str:
+    prompt, answer = _INPUTS["reward-modeling"].values()
+    return f"""
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = {_text(facts.folder.model)}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+prompt, answer = {_text(prompt)}, {_text(answer)}
+inputs = tokenizer(prompt, answer, truncation=True, max_length={facts.plan["sequence"]}, return_tensors="pt")
+with torch.inference_mode():
+    print(float(model(**inputs).logits))
+"""
+
+
+def _vector_usage(facts: Facts) -> str:
+    return f"""
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+folder = {_text(facts.folder.model)}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder).eval()
+inputs = tokenizer({_text(_example(facts))}, truncation=True, max_length={facts.plan["sequence"]}, return_tensors="pt")
+with torch.inference_mode():
+    vector = torch.nn.functional.normalize(model(**inputs).last_hidden_state[0].mean(0), dim=0)
+print(vector)
+"""
+
+
 def _any_usage(facts: Facts) -> str:
     return f"""
 from transformers import pipeline
@@ -263,4 +299,7 @@ _USAGE: dict[str, Callable[[Facts], str]] = {
     "text-generation": _generation_usage,
     "text-classification": _classification_usage,
     "question-answering": _answer_usage,
+    "preference-tuning": _generation_usage,
+    "reward-modeling": _reward_usage,
+    "sentence-similarity": _vector_usage,
 }
