@@ -50,6 +50,17 @@ class TaskSettings(Settings):
     """The task, by the Hub's pipeline tag: text-generation, text-classification, ..."""
 
 
+class TaughtSettings(TaskSettings):
+    """Settings of a task that may learn from another model's predictions beside the labels."""
+
+    teacher: str | None = None
+    """A trained model of the same task, tokenizer and labels to learn from: a Hub id, a folder or a run."""
+    teacher_weight: float = Field(0.5, gt=0, le=1)
+    """Share of the loss that is the distance from the teacher's predictions; the rest is that from the labels."""
+    teacher_temperature: float = Field(2.0, gt=0)
+    """Both predictions are softened by this before they are compared."""
+
+
 class ModelSettings(Settings):
     """Which model is trained."""
 

@@ -176,7 +176,7 @@ class Opened:
             UserError: it cannot be had.
         """
         asked = self.task.frozen_model()
-        if asked is None:
+        if asked is None or not asked.scores:
             return
         if asked.path is None and self.run is None:
             raise UserError(f"{asked.setting}: only a run knows the model it began with; give --{asked.setting} PATH.")

@@ -317,9 +317,9 @@ class Session:
             )
         precision = frozen.settle(self.config.train.packing, (plan.frozen or {}).get("precision", plan.precision))
         plan.frozen = {"weights": frozen.weights, "precision": precision}
-        rows = sum(map(len, self.stores.values()))
-        with self.terminal.progress("frozen model", rows):
-            filled = frozen.remember(self.stores, self.terminal.advance)
+        stores = self.stores if asked.scores else {"train": self.stores["train"]}
+        with self.terminal.progress("frozen model", sum(map(len, stores.values()))):
+            filled = frozen.remember(stores, self.terminal.advance)
         for split, one in filled.items():
             self.terminal.say(f"answers of the frozen model to {one.rows:,} {split} rows: {one.hits}")
 

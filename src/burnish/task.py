@@ -36,6 +36,10 @@ class FrozenModel:
     """A Hub id, a folder or a burnish run; None: the run's own model as it is before the first step."""
     setting: str
     """What names it, such as `task.teacher`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What its answers depend on beside itself and the rows (JSON-able)."""
+    scores: bool = True
+    """Whether `score` needs its answers too; else only training rows are asked about."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ GUIDES = [
     ROOT / "docs" / "adapters.md",
     ROOT / "docs" / "preferences.md",
     ROOT / "docs" / "sentence-similarity.md",
+    ROOT / "docs" / "distillation.md",
 ]
 
 

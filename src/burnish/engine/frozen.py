@@ -112,6 +112,7 @@ class Asked(Fit):
         how = [
             self.task.name,
             self.task.version,
+            dict(self.asked.options),
             answers[0].shape[-1],
             self.precision,
             bool(self.stack and self.stack.packed),

@@ -253,7 +253,7 @@ def _counted(job: Job, batches: Sequence[Batch]) -> tuple[int, int, int, float]:
     """Return the rows, targets and positions of a step, and which share of what was computed is padding."""
     counts = {
         "rows": sum(len(batch.rows) for batch in batches if not batch.idle),
-        "targets": sum(next(iter(batch.weights.values())) for batch in batches),
+        "targets": sum(next(iter(batch.weights.values())) for batch in batches),  # terms beside it count them again
         "positions": sum(sum(batch.lengths or []) for batch in batches if not batch.idle),
         "computed": sum(_computed(job, batch.lengths) for batch in batches if batch.lengths),
     }

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.config import DataSettings, GenerateSettings, TaskSettings, TaughtSettings
 from burnish.data.chat import answers, conversation, end_of_turn, set_template, written
 from burnish.errors import UserError
 from burnish.generate.rank import check_ratings, ranked
 from burnish.generate.sample import TEMPERATURE, generate
-from burnish.task import Batch, Example, Records, Row, Task
+from burnish.task import Batch, Example, FrozenModel, Records, Row, Task
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ENCODED_AT_ONCE = 1000
 
 
-class CausalLmSettings(TaskSettings):
+class CausalLmSettings(TaughtSettings):
     """Predict the next token of running text."""
 
     context: float = Field(0.5, ge=0, lt=1)
@@ -32,6 +32,8 @@ class CausalLmSettings(TaskSettings):
     """How a conversation is written out: `chatml`, or a file with a Jinja template. Default: the tokenizer's own."""
     rates: bool = False
     """The prompts teach to answer and to rate, as LaMDA's do; `predict` then ranks several answers by their ratings."""
+    teacher_top: int = Field(32, ge=1)
+    """How many of the teacher's likeliest tokens are kept at each place, 8 bytes each; all others count as one."""
     prompts: tuple[str, ...] = ()
     """Three beginnings the report continues. Default: taken from the validation text."""
 
@@ -256,18 +258,50 @@ class TextGeneration(Task):
             "bytes": torch.tensor([int(example["bytes"][0]) for example in examples]),
         }
         weights = {"loss": float(len(targets["labels"]))} | ({"router": float(len(lengths))} if self._routes else {})
+        if "remembered" in examples[0]:
+            targets["remembered"] = torch.from_numpy(np.concatenate([one["remembered"] for one in examples]))
+            weights["teacher"] = weights["loss"]
         return Batch({"input_ids": torch.from_numpy(inputs)}, targets, weights, lengths)
 
     def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        from burnish.models.logits import loss_sum
         from burnish.models.router import Routed
 
-        given = batch.inputs, batch.targets["labels"], batch.targets["places"]
         if not self._routes or batch.lengths is None:
-            return {"loss": loss_sum(model, *given)}
+            return self._token_losses(model, batch)
         with Routed(model).seen() as routed:
-            loss = loss_sum(model, *given)
-        return {"loss": loss, "router": routed.loss(batch.lengths)}
+            losses = self._token_losses(model, batch)
+        return {**losses, "router": routed.loss(batch.lengths)}
+
+    def _token_losses(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the sum of the targets' losses and, with a teacher, of their distances from its predictions."""
+        from burnish.models.logits import logits_at, loss_sum
+
+        labels, places = batch.targets["labels"], batch.targets["places"]
+        if "remembered" not in batch.targets:
+            return {"loss": loss_sum(model, batch.inputs, labels, places)}
+        from torch.nn.functional import cross_entropy
+
+        from burnish.ops.distillation import top_losses
+
+        share, logits = self.settings.teacher_weight, logits_at(model, batch.inputs, places)
+        apart = top_losses(logits, batch.targets["remembered"], self.settings.teacher_temperature).sum()
+        return {"loss": (1 - share) * cross_entropy(logits, labels, reduction="sum"), "teacher": share * apart}
+
+    def frozen_model(self) -> FrozenModel | None:
+        if self.settings.teacher is None:
+            return None
+        options = {"top": self.settings.teacher_top, "temperature": self.settings.teacher_temperature}
+        return FrozenModel(self.settings.teacher, "task.teacher", options, scores=False)
+
+    def remember(self, model: Any, batch: Batch) -> Sequence[torch.Tensor]:
+        """Return the teacher's likeliest tokens at each target of each row, as `top_of` does: [targets, 2 * top + 1]."""
+        from burnish.models.logits import logits_at
+        from burnish.ops.distillation import top_of
+
+        places, (rows, longest) = batch.targets["places"], batch.inputs["input_ids"].shape
+        logits = logits_at(model, batch.inputs, places)
+        counts = (places // longest).bincount(minlength=rows).tolist()
+        return top_of(logits, self.settings.teacher_top, self.settings.teacher_temperature).split(counts)
 
     def score(self, model: Any, batch: Batch) -> Records:
         from burnish.models.logits import losses

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.config import DataSettings, GenerateSettings, TaskSettings, TaughtSettings
 from burnish.data.tokenizer import encode_texts, fill_up, pad_id
 from burnish.errors import UserError, nearest
-from burnish.task import Batch, Example, Records, Row, Task
+from burnish.task import Batch, Example, FrozenModel, Records, Row, Task
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ _MOST_LABELS = 10_000
 _PROBLEMS = {"single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression"}
 
 
-class TextClassificationSettings(TaskSettings):
+class TextClassificationSettings(TaughtSettings):
     """Judge a text, or a pair of texts."""
 
     kind: Literal["auto", "single", "multi", "regression"] = "auto"
@@ -41,7 +41,8 @@ class TextClassificationSettings(TaskSettings):
 class TextClassification(Task):
     """One label per text, learned by cross-entropy; several, each by its own yes or no; or a number, by its square error.
 
-    The loss of a step is a weighted mean: with `class_weights` each row counts by the weight of its label.
+    The loss of a step is a weighted mean: with `class_weights` each row counts by the weight of its label. With a teacher
+    the distance from its predictions is a second term, a mean over rows.
     """
 
     name = "text-classification"
@@ -59,6 +60,9 @@ class TextClassification(Task):
             self.metric_names = ("macro_f1", "micro_f1", "exact_match", "loss")
         elif self.kind == "regression":
             self.metric_names = ("loss", "mean_absolute_error", "pearson", "spearman")
+
+        if self.settings.teacher and self.kind != "single":
+            raise UserError("task.teacher: a teacher teaches one label a text; drop it, or give --task.kind single.")
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
@@ -143,7 +147,11 @@ class TextClassification(Task):
         if self.settings.class_weights == "balanced" and self.kind != "regression":
             weights = self._weights(labels)
             targets["weights"], count = torch.from_numpy(weights.astype(np.float32)), float(weights.sum())
-        return Batch(inputs, targets, {"loss": count}, lengths)
+        counts = {"loss": count}
+        if "remembered" in examples[0]:
+            targets["remembered"] = torch.from_numpy(np.concatenate([one["remembered"] for one in examples]))
+            counts["teacher"] = float(len(examples))
+        return Batch(inputs, targets, counts, lengths)
 
     def _weights(self, labels: np.ndarray) -> np.ndarray:
         """Return how much each label counts [rows], by how rare it is; of several, each yes or no [rows, labels].
@@ -168,7 +176,30 @@ class TextClassification(Task):
         return losses * targets["weights"] if "weights" in targets else losses
 
     def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"loss": self._losses(model(**batch.inputs).logits.float(), batch.targets).sum()}
+        from burnish.ops.distillation import soft_losses
+
+        logits = model(**batch.inputs).logits.float()
+        own = self._losses(logits, batch.targets).sum()
+        if "remembered" not in batch.targets:
+            return {"loss": own}
+        share = self.settings.teacher_weight
+        apart = soft_losses(logits, batch.targets["remembered"], self.settings.teacher_temperature)
+        return {"loss": (1 - share) * own, "teacher": share * apart.sum()}
+
+    def frozen_model(self) -> FrozenModel | None:
+        return FrozenModel(self.settings.teacher, "task.teacher", scores=False) if self.settings.teacher else None
+
+    def check_frozen(self, model: Any) -> None:
+        if set(model.config.label2id) != set(self._names):
+            raise UserError(
+                f"task.teacher: its labels are {', '.join(sorted(model.config.label2id)[:10])}, those of the rows "
+                f"{', '.join(self._names[:10])}. Train it on the same labels."
+            )
+
+    def remember(self, model: Any, batch: Batch) -> Sequence[torch.Tensor]:
+        """Return the teacher's logits of each row, its labels in our order: [1, labels]."""
+        order = [model.config.label2id[name] for name in self._names]
+        return model(**batch.inputs).logits.float()[:, order].split(1)
 
     def _scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Return probabilities, or the value."""
