@@ -92,8 +92,10 @@ def test_answers_are_kept_for_other_settings_and_asked_again_for_new_rows(
     pairs_file: Path, base: Path, tmp_path: Path, asked: list[int]
 ) -> None:
     settings = settings_of(pairs_file, path=str(base))
-    session_of(TASK, tmp_path / "one", **settings)
+    session = session_of(TASK, tmp_path / "one", **settings)
     assert len(asked) == 2 and sum(asked) == 100  # training and validation rows, each once
+    session.build()  # as at the end of a run of several ranks
+    assert len(asked) == 2
     session_of(TASK, tmp_path / "two", **settings, task={"beta": 0.5, "loss": "ipo"}, freeze={"layers": 1})
     assert len(asked) == 2
     more = tmp_path / "more.jsonl"

@@ -105,9 +105,7 @@ class Asked(Fit):
         answers = self.answer(self.together)
         lengths = np.array(self.together.lengths).reshape(len(answers), -1).sum(1)
         rate = max(len(one) / length for one, length in zip(answers, lengths, strict=True))
-        work = Work(
-            self.answer, lambda batch: rate * sum(batch.lengths or []), lambda batch: batch.inputs | batch.targets
-        )
+        work = Work(self.answer, lambda batch: rate * sum(batch.lengths or []), _seen)
         config = {name: value for name, value in self.model.config.to_dict().items() if name != "_name_or_path"}
         how = [
             self.task.name,
@@ -130,3 +128,8 @@ class Asked(Fit):
                 "a folder that can be written and has room."
             ) from error
         return filled
+
+
+def _seen(batch: Batch) -> dict[str, Any]:
+    """Return what an answer follows from: all of a batch, but not an answer that is there already."""
+    return {name: value for name, value in (batch.inputs | batch.targets).items() if name != "remembered"}
