@@ -17,6 +17,7 @@ from burnish.engine.frozen import Asked, opened
 from burnish.env import fingerprint
 from burnish.errors import UserError
 from burnish.evaluate.measure import intervals, score, sound_metrics
+from burnish.models.adapter import adapt
 from burnish.models.load import build, make_config
 from burnish.models.precision import round_to_bf16
 from burnish.models.source import model_folder, read_config
@@ -180,7 +181,10 @@ class Opened:
             return
         if asked.path is None and self.run is None:
             raise UserError(f"{asked.setting}: only a run knows the model it began with; give --{asked.setting} PATH.")
-        frozen = Asked(opened(asked, self.task, self._first_model), asked, self.task, store, self.device)
+        model = opened(asked, self.task, self._first_model, self.device)
+        if asked.path is None and self.config.adapter.kind == "qlora":  # the run's model began with weights of 4 bits
+            adapt(model, self.config.adapter, self.config.freeze)
+        frozen = Asked(model, asked, self.task, store, self.device)
         stored = self._stored("frozen") if self.run else None
         frozen.settle(self.config.train.packing, stored["precision"] if stored else self.precision)
         frozen.remember({"test": store}, lambda done: None)

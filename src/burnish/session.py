@@ -304,13 +304,10 @@ class Session:
         asked, plan = self.task.frozen_model(), self.plan
         if asked is None:
             return
-        frozen = Asked(
-            opened(asked, self.task, lambda: self._first_model()[0]),
-            asked,
-            self.task,
-            self.stores["train"],
-            plan.device,
-        )
+        model = opened(asked, self.task, lambda: self._first_model()[0], plan.device)
+        if asked.path is None and self.config.adapter.kind == "qlora":  # the run's model begins with weights of 4 bits
+            adapt(model, self.config.adapter, self.config.freeze)
+        frozen = Asked(model, asked, self.task, self.stores["train"], plan.device)
         if plan.frozen and plan.frozen["weights"] != frozen.weights:
             raise UserError(
                 f"{asked.setting}: the frozen model has changed since this run began. Put it back, or give another --run.dir."

@@ -73,10 +73,24 @@ def train(folder: Path, settings: dict[str, Any], **more: Any) -> burnish.Run:
     return run
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora", "dora"])
-def test_the_reference_is_the_model_as_it_begins(pairs_file: Path, base: Path, tmp_path: Path, adapter: str) -> None:
-    """Also with adapters, and on the rows of every split: the first loss is that of no preference."""
-    session = session_of(TASK, tmp_path / "run", **settings_of(pairs_file, path=str(base)), adapter={"kind": adapter})
+@pytest.fixture(scope="module")
+def llama(pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained model whose layers have a form of 4 bits."""
+    folder = tmp_path_factory.mktemp("llama")
+    session = session_of(TASK, folder / "run", **settings_of(pairs_file, preset="llama3-nano"), task={"loss": "simpo"})
+    assert session.fit is not None
+    session.fit.model.save_pretrained(str(folder / "model"))
+    session.task.tokenizer.save_pretrained(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora", "dora", "qlora"])
+def test_the_reference_is_the_model_as_it_begins(
+    pairs_file: Path, base: Path, llama: Path, tmp_path: Path, adapter: str
+) -> None:
+    """Also with adapters and layers of 4 bits, and on the rows of every split: the first loss is that of no preference."""
+    settings = settings_of(pairs_file, path=str(llama if adapter == "qlora" else base))
+    session = session_of(TASK, tmp_path / "run", **settings, adapter={"kind": adapter})
     assert session.fit is not None
     for store in session.stores.values():
         for row in range(0, len(store), 7):

@@ -28,8 +28,8 @@ from burnish.models.source import model_folder
 from burnish.task import Batch, FrozenModel, Task
 
 
-def opened(asked: FrozenModel, task: Task, own: Callable[[], Any]) -> Any:
-    """Return the frozen model in float32.
+def opened(asked: FrozenModel, task: Task, own: Callable[[], Any], device: str) -> Any:
+    """Return the frozen model in float32, on its device.
 
     Args:
         own: makes the run's own model as it is before the first step.
@@ -38,7 +38,7 @@ def opened(asked: FrozenModel, task: Task, own: Callable[[], Any]) -> Any:
         UserError: it cannot be had, it lacks the task's head, or it reads other tokens than the run's model.
     """
     if asked.path is None:
-        return own()
+        return own().to(device)
     try:
         folder = model_folder(asked.path, None)
     except UserError as error:
@@ -54,7 +54,7 @@ def opened(asked: FrozenModel, task: Task, own: Callable[[], Any]) -> Any:
             f"{asked.setting}: {asked.path} has no trained layer for {task.name} ({len(loaded.new)} tensors would be new). "
             f"Train it first: burnish train {task.name} --model {asked.path} --data.train ..."
         )
-    return model
+    return model.to(device)
 
 
 class Asked(Fit):
@@ -67,7 +67,7 @@ class Asked(Fit):
 
     def __init__(self, model: Any, asked: FrozenModel, task: Task, store: Store, device: str):
         task.check_frozen(model)
-        model.to(device).eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
         self.asked = asked
         self.weights = checkpoint.digest([*model.named_parameters(), *model.named_buffers(), *scales(model)])
         """A digest of the model's weights."""
