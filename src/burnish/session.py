@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from burnish.config import Config
 from burnish.data.loader import Loader
 from burnish.data.order import permutation
-from burnish.data.prepare import documents, encode, find_rows, recount, tokenizer_cache
+from burnish.data.prepare import documents, encode, find_rows, tokenizer_cache
 from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokenizer
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit
@@ -19,49 +18,25 @@ from burnish.engine.frozen import Asked, opened
 from burnish.engine.guard import StopSignal
 from burnish.engine.hooks import Evaluate, Gradually, Log, ObeySignals, Save, sweep
 from burnish.engine.loop import Hook, Job, State, train
-from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of, prefix_work
 from burnish.engine.profile import Profile
 from burnish.engine.rates import speed
-from burnish.env import cache_dir, describe, keep_freed_memory, peak_flops
-from burnish.errors import Stopped, UserError, unknown
+from burnish.engine.replay import Replays
+from burnish.env import describe, keep_freed_memory, peak_flops
+from burnish.errors import Stopped, UserError
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.adapter import adapt, merged, save_adapter
+from burnish.models.configure import model_config
 from burnish.models.dial import dial_of, preset_of
 from burnish.models.freeze import freeze, set_training_mode, thawing
-from burnish.models.load import (
-    Loaded,
-    build,
-    make_config,
-    parameter_count,
-    quiet,
-    skeleton,
-    stretch,
-    trainable_count,
-)
-from burnish.models.load import describe as describe_model
+from burnish.models.load import Loaded, build, quiet
 from burnish.models.precision import Weights
-from burnish.models.router import routers
 from burnish.models.source import model_folder
 from burnish.ops.dropout import swap_dropout
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
 from burnish.parallel.group import ALONE, Group
-from burnish.plan.derive import (
-    Plan,
-    choose_compile,
-    choose_device,
-    choose_evaluate_rows,
-    choose_length,
-    choose_lr,
-    choose_micro_batch,
-    choose_precision,
-    choose_sequence,
-    flops_per_position,
-    limits_of_exactness,
-    memory_of,
-    refuse_ranks,
-    refuse_what_cannot_fit,
-)
+from burnish.plan.derive import Plan, choose_sequence, limits_of_exactness
+from burnish.plan.make import make_plan
 from burnish.plan.show import changes, end_rows, plan_rows, profile_rows
 from burnish.run import RunFolder, replace_folder, write_atomic, write_json
 from burnish.task import Task
@@ -82,8 +57,7 @@ class Session:
         self.config, self.task_class, self.folder, self.terminal = config, task_class, folder, terminal
         self.resuming = folder.is_run
         self.fit: Fit | None = None
-        self.prefixes: dict[str, Prefix] = {}
-        self.cache: PrefixCache | None = None
+        self.replays: Replays | None = None
 
     # -- prepare -------------------------------------------------------------------------------------------------
 
@@ -108,7 +82,7 @@ class Session:
         facts = stored.facts if stored else self.task_class.learn(self.splits.train, config.task)
         tokenizer = self._tokenizer()
         self.task = self.task_class(config.task, tokenizer, facts)
-        self.model_config = self._model_config(tokenizer)
+        self.model_config = model_config(config, self.source, self.task.model_options(), tokenizer)
         sequence = stored.sequence if stored else choose_sequence(config, self.model_config)[0]
         self.stores = encode(config, self.task, self.splits, sequence, self.terminal.say)
         if stored:
@@ -116,7 +90,7 @@ class Session:
             for note in changes(self.folder.read_json(self.folder.environment), config.run.threads, stored.threads):
                 self.terminal.say(note, style="yellow")
         else:
-            self.plan = self._derive(facts, sequence)
+            self.plan = make_plan(config, self.task, self.model_config, self.splits, self.stores, self.folder, sequence)
 
     def _tokenizer(self) -> Any:
         model = self.config.model
@@ -133,102 +107,6 @@ class Session:
             return load_tokenizer(cached)
         self.terminal.say(f"training a byte-level BPE tokenizer of {size:,} tokens on the training rows")
         return train_tokenizer(cached, documents(self.splits.train), size, self.task_class.special_tokens)
-
-    def _model_config(self, tokenizer: Any) -> Any:
-        options = self.task.model_options()
-        config = self.config
-        if self.source is None:
-            preset = preset_of(config)
-            size = config.model.vocab_size or preset.options["vocab_size"]
-            options |= {
-                "vocab_size": size,
-                "bos_token_id": tokenizer.bos_token_id,
-                "eos_token_id": tokenizer.eos_token_id,
-            }
-            made = make_config({"model_type": preset.model_type, **preset.options}, options, config.train.dropout)
-        else:
-            if config.model.vocab_size is not None:
-                raise UserError(
-                    "model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only."
-                )
-            made = make_config(self.source, options, config.train.dropout)
-        if config.model.context is not None:
-            stretch(made, config.model.context, config.model.rope)
-        vocabulary = getattr(made.get_text_config(), "vocab_size", None)
-        if vocabulary is None:
-            raise UserError(f"model: a {made.model_type} has no vocabulary, so it reads no text. Take a model of text.")
-        if len(tokenizer) > vocabulary:
-            raise UserError(
-                f"model.tokenizer: it has {len(tokenizer):,} tokens, the model has room for {vocabulary:,}. "
-                "Give the model's own tokenizer, or --model.vocab-size from scratch."
-            )
-        return made
-
-    def _derive(self, facts: dict[str, Any], sequence: int) -> Plan:
-        import torch
-
-        config, why = self.config, {}
-        device, why["device"] = choose_device(config)
-        precision, why["precision"] = choose_precision(config, device)
-        why["sequence"] = choose_sequence(config, self.model_config)[1]
-        model = skeleton(self.task_class.auto_class, self.model_config)
-        total = parameter_count(model)
-        adapt(model, config.adapter, config.freeze)
-        thawing(model, config.freeze, freeze(model, config.freeze))  # refuses what the model has not
-        Optimizers(model, config.optim, 1.0)  # refuses unknown names and patterns
-        refuse_ranks(config)
-        lr, why["lr"] = choose_lr(config, model)
-        memory = memory_of(config, model, precision)
-        refuse_what_cannot_fit(config, self.folder, device, memory)
-        store = self.stores["train"]
-        longest = int(store.lengths().max())
-        micro, recompute, reasons = choose_micro_batch(
-            config, self.model_config, device, precision, longest, sum(memory.values())
-        )
-        why |= reasons
-        tokens = float(store.lengths().mean())
-        rows, steps, warmup, every, reasons = choose_length(config, len(store), tokens)
-        flops = flops_per_position(model, self.model_config, tokens) * tokens * rows
-        compiled, why["compile"] = choose_compile(config, device, flops, bool(routers(model)))
-        Schedule(config.schedule, steps, warmup)  # refuses unknown names
-        best = config.train.best or self.task.metric_names[0]
-        if best not in self.task.metric_names:
-            raise unknown(f"metric of {self.task.name} in train.best:", best, self.task.metric_names)
-        if "validation" not in self.stores and (config.train.best or config.train.patience):
-            raise UserError(
-                "train.best: there are no validation rows to compare by; give --data.validation or a holdout."
-            )
-        why |= reasons
-        seen = self.stores["validation"].lengths() if "validation" in self.stores else None
-        scored, why["evaluate_rows"] = choose_evaluate_rows(config, store.lengths(), seen, rows, -(-steps // every))
-        return Plan(
-            device=device,
-            threads=config.run.threads or max(1, torch.get_num_threads() // config.parallel.ranks),
-            precision=precision,
-            sequence=sequence,
-            micro_batch=micro,
-            lr=lr,
-            total_rows=rows,
-            total_steps=steps,
-            warmup_steps=warmup,
-            evaluate_every=every,
-            evaluate_rows=scored,
-            best=best,
-            arrangement="",  # the built model is tried
-            recompute=recompute,
-            compile=compiled,
-            memory=memory,
-            model={
-                "summary": describe_model(model),
-                "parameters": total,
-                "trainable": trainable_count(model),
-                "flops_per_position": flops / (tokens * rows),
-                **({"dial": dial.rows()} if (dial := dial_of(config)) else {}),
-            },
-            data=recount(self.splits, self.stores),
-            facts=facts,
-            why={name: reason for name, reason in why.items() if reason},
-        )
 
     def show_plan(self) -> None:
         """Print what will happen and why."""
@@ -348,10 +226,10 @@ class Session:
                 self.terminal.say(f"weights: {line}")
         if state.step:
             self.terminal.say(f"continuing after step {state.step} of {plan.total_steps}")
-        self.prefixes = self._prefixes()
-        self.job.loader.prefix = self.prefixes.get("train")
+        self.replays = self._replay()
+        self.job.loader.prefix = self.replays.found.get("train")
         note, stack = StepNote(), self.job.stack
-        computed = 1 - stack.depth / len(stack.layers) if stack and self.prefixes else 1.0
+        computed = 1 - stack.depth / len(stack.layers) if stack and self.replays.found else 1.0
         log = Log(
             self.folder,
             config.run.log_every,
@@ -454,57 +332,22 @@ class Session:
         write_json(self.folder.plan, self.plan.to_json())
         self.terminal.say(f"memory ran out: going on with {micro_batch} rows at once; the result stays the same")
 
-    def _prefixes(self) -> dict[str, Prefix]:
-        """Return the frozen layers' output for the training rows, computed where it is not stored; open the cache.
-
-        That of the validation rows is computed when they are first scored.
-        """
-        assert self.fit is not None  # built before
-        config, plan, stack = self.config, self.plan, self.fit.stack
-        where = config.freeze.cache
+    def _replay(self) -> Replays:
+        """Return what the frozen layers give, computed for the training rows where it is not stored."""
+        config, plan, fit = self.config, self.plan, self.fit
+        assert fit is not None  # built before
+        replays = Replays(fit, self.task, self.stores, plan.device, self.terminal)
         if not (config.freeze.layers or config.freeze.pattern or config.adapter.kind != "none"):
-            return {}  # a model may have numbers of its own that never train, such as fixed positions
-        if self.thaw:
-            refusal = "they begin to train later"
-        elif self.job.group.size > 1:
+            return replays  # a model may have numbers of its own that never train, such as fixed positions
+        refusal = "they begin to train later" if self.thaw else None
+        if self.job.group.size > 1:
             refusal = "it is not kept with several ranks"
-        else:
-            refusal = "freeze.cache is off" if where == "off" else self.fit.prefix_refusal()
-        if refusal or stack is None:
-            self.terminal.say(f"frozen layers: computed in every step; {refusal}")
-            return {}
         store = self.stores["train"]
-        root = cache_dir() / "prefix" if where == "auto" else Path(where).expanduser()
-        folder = root / key_of(stack, self.job.model, plan.precision)
-        epochs = plan.total_rows / len(store)
-        if where == "auto" and epochs <= 1 and not folder.exists():
-            self.terminal.say("frozen layers: not stored, since every row is seen once")
-            return {}
-        try:
-            self.cache = PrefixCache.open(folder, stack.width, stack.kind)
-        except CacheUnusable as error:
-            self.terminal.say(f"frozen layers: computed in every step, since {error}", style="yellow")
-            return {}
         rows = set(range(len(store)))
         if plan.total_rows < len(store):
             rows = {row for step in range(plan.total_steps) for row in self.job.loader.rows(step)}
-        with self.terminal.progress("frozen layers", len(rows)):
-            prefix = self._filled("train", sorted(rows), epochs, self.terminal.advance)
-        return {"train": prefix} if prefix else {}
-
-    def _filled(self, split: str, rows: Sequence[int], epochs: float, progress: Callable[[int], None]) -> Prefix | None:
-        """Return the frozen layers' output for rows of a split; None if it cannot be stored."""
-        assert self.cache is not None and self.fit is not None and self.fit.stack is not None  # it was opened
-        where = (prefix_work(self.fit.stack, self.fit.forward), self.task, self.stores[split])
-        try:
-            prefix, filled = fill(self.cache, *where, rows, self.plan.device, progress)
-        except CacheUnusable as error:
-            self.cache = None
-            self.terminal.say(f"frozen layers: computed in every step, since {error}", style="yellow")
-            return None
-        if split not in self.prefixes:
-            self.terminal.say(f"frozen layers of {len(rows):,} {split} rows: {filled.sentence(epochs)}")
-        return prefix
+        replays.open(config.freeze.cache, plan.precision, sorted(rows), plan.total_rows / len(store), refusal)
+        return replays
 
     def _restored(self, state: State) -> State:
         resume = self.config.run.resume
@@ -535,10 +378,10 @@ class Session:
 
     def _score(self, split: str, progress: Any = lambda done: None, rows: list[int] | None = None) -> Any:
         plan = self.plan
-        if self.cache is not None and split == "validation":  # scored again and again
+        prefix = None
+        if self.replays and split == "validation":  # scored again and again
             wanted = rows or range(len(self.stores[split]))
-            if prefix := self._filled(split, wanted, plan.total_steps / plan.evaluate_every, lambda done: None):
-                self.prefixes[split] = prefix
+            prefix = self.replays.fill(split, wanted, plan.total_steps / plan.evaluate_every)
         return score(
             self.job.model,
             self.task,
@@ -547,7 +390,7 @@ class Session:
             batch=max(plan.micro_batch, 32) if plan.micro_batch == self.config.train.batch else plan.micro_batch,
             device=plan.device,
             stack=self.job.stack,
-            prefix=self.prefixes.get(split),
+            prefix=prefix,
             progress=progress,
             rows=rows,
         )

@@ -188,7 +188,7 @@ def test_rows_of_a_frozen_prefix_are_replayed_pair_by_pair(pairs_file: Path, bas
     on, off = (
         trained(TASK, tmp_path / cache, **settings, freeze={"layers": 2, "cache": cache}) for cache in ("auto", "off")
     )
-    assert on.prefixes and not off.prefixes
+    assert on.replays.found and not off.replays.found
     assert apart(weights_of(on), weights_of(off)) <= 1e-6
 
 

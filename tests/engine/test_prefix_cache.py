@@ -467,7 +467,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(
 
 def test_a_disk_that_runs_full_is_done_without(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit on the size of files stands for the full disk while the cache is filled: its values are larger."""
-    real, before = Session._prefixes, resource.getrlimit(resource.RLIMIT_FSIZE)
+    real, before = Session._replay, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited(self: Session) -> Any:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
@@ -476,7 +476,7 @@ def test_a_disk_that_runs_full_is_done_without(train: Train, tmp_path: Path, mon
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(Session, "_prefixes", limited)
+    monkeypatch.setattr(Session, "_replay", limited)
     full = train("full")
     assert "cannot be written (File too large)" in said(full)[0]
     assert not parts(tmp_path / "cache") and not list((tmp_path / "cache").glob("prefix/*/.tmp-*"))
