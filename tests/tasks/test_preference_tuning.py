@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from burnish.data.loader import collate
+from burnish.engine.step import accumulate
 from burnish.errors import UserError
 from burnish.session import Session
 from burnish.tasks.preference_tuning import PreferenceTuning, pair_losses
@@ -185,3 +186,19 @@ def test_a_prompt_that_leaves_no_room_is_refused_and_a_cut_answer_is_said(pairs_
     store = session.stores["train"]
     assert 0 < int(store.values("cut").sum()) < len(store)
     assert all(max(store[row]["sizes"]) <= 45 for row in range(len(store)))
+
+
+def test_experts_are_balanced_beside_the_pairs_however_a_step_is_cut(pairs_file: Path, tmp_path: Path) -> None:
+    """Two terms, of pairs and of rows: a pair is two rows."""
+    gradients = []
+    for micro_batch in (8, 3):
+        given = settings_of(pairs_file, model={"preset": "qwen3-moe-nano"}, train={"micro_batch": micro_batch})
+        session = session_of(PreferenceTuning.name, tmp_path / "run", **given)
+        session.join()
+        batches = session.job.loader.step(0)
+        assert [batch.weights["router"] for batch in batches] == [2 * batch.weights["loss"] for batch in batches]
+        session.job.weights.forget_gradients()
+        accumulate(session.job.model, session.job.stack, session.task, batches, "cpu", 0)
+        trained = session.job.weights.trained()
+        gradients.append(torch.cat([value.grad.flatten() for value in trained if value.grad is not None]))
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) <= 1e-5

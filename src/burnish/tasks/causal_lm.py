@@ -267,12 +267,12 @@ class TextGeneration(Task):
         from burnish.models.router import Routed
 
         if not self._routes or batch.lengths is None:
-            return self._token_losses(model, batch)
+            return self._own_losses(model, batch)
         with Routed(model).seen() as routed:
-            losses = self._token_losses(model, batch)
+            losses = self._own_losses(model, batch)
         return {**losses, "router": routed.loss(batch.lengths)}
 
-    def _token_losses(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    def _own_losses(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the sum of the targets' losses and, with a teacher, of their distances from its predictions."""
         from burnish.models.logits import logits_at, loss_sum
 

@@ -135,12 +135,8 @@ class PreferenceTuning(TextGeneration):
         }
         if "remembered" in examples[0]:
             targets["remembered"] = torch.from_numpy(np.concatenate([one["remembered"] for one in examples]))
-        return Batch(
-            {"input_ids": torch.from_numpy(inputs)},
-            targets,
-            {"loss": float(len(examples))},
-            [len(one) - 1 for one in ids],
-        )
+        weights = {"loss": float(len(examples))} | ({"router": float(len(ids))} if self._routes else {})
+        return Batch({"input_ids": torch.from_numpy(inputs)}, targets, weights, [len(one) - 1 for one in ids])
 
     def _log_probabilities(self, model: Any, batch: Batch) -> torch.Tensor:
         """Return the log-probability of each pair's two answers: float32 [pairs, 2]."""
@@ -166,7 +162,7 @@ class PreferenceTuning(TextGeneration):
             rewards = rewards / batch.targets["tokens"]
         return self.settings.beta * rewards, pair_losses(rewards[:, 0] - rewards[:, 1], self.settings)
 
-    def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    def _own_losses(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         return {"loss": self._rewards(model, batch)[1].sum()}
 
     def score(self, model: Any, batch: Batch) -> Records:
@@ -182,8 +178,9 @@ class PreferenceTuning(TextGeneration):
     def predict(
         self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
     ) -> list[dict[str, Any]]:
-        prompts = [{"text": given.get("given", given.get("text", ""))} for given in asked]
-        return super().predict(model, prompts, settings, seed)
+        prompts = [given.get("given", given.get("text", "")) for given in asked]
+        found = self._continued(model, prompts, settings, seed)
+        return [{"prompt": prompt, "generated": answer} for prompt, answer in zip(prompts, found, strict=True)]
 
 
 def reward_metrics(records: Records) -> dict[str, float]:
