@@ -131,8 +131,9 @@ def forward_of(model: Any) -> Callable[[Batch], Any]:
     def forward(batch: Batch) -> Any:
         answers = {"decoder_input_ids": batch.inputs["input_ids"]} if model.config.is_encoder_decoder else {}
         output = model(**batch.inputs, **answers)
-        logits = [value for name, value in output.items() if name.endswith("logits")]
-        return torch.stack([value.float().sum() for value in logits]).sum()
+        read = [value for name, value in output.items() if name.endswith("logits")]
+        read = read or [output.last_hidden_state * batch.inputs["attention_mask"][..., None]]  # a model without a head
+        return torch.stack([value.float().sum() for value in read]).sum()
 
     return forward
 
