@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import burnish
@@ -32,6 +32,7 @@ class Told(Terminal):
     def __init__(self, gauge: Gauge, stop_at: int | None):
         super().__init__(quiet=True)
         self.gauge, self.stop_at = gauge, stop_at
+        self.training = False
 
     def facts(self, title: str, rows: list[tuple[str, str, str]]) -> None:
         """Begin to measure with the plan: all is prepared then, and no frozen layer has run yet."""
@@ -39,8 +40,17 @@ class Told(Terminal):
         if not self.gauge.steps:
             self.gauge.begin()
 
+    @contextmanager
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[None]:
+        """Note whether what follows are steps."""
+        self.training = name == "training"
+        with super().progress(name, total, done):
+            yield
+
     def advance(self, done: int, note: str = "") -> None:
         """Tell of a step."""
+        if not self.training:  # such as the filling of a cache
+            return
         self.gauge.step()
         if done == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -73,7 +73,9 @@ class Batch:
     """Whether the batch is computed only to keep step with other processes, and counts nothing."""
 
     def to(self, device: str) -> Batch:
-        """Return the batch with its tensors on `device`."""
+        """Return the batch with its tensors on `device`; they are made on the processor."""
+        if device == "cpu":
+            return self
         move = lambda tensors: {name: value.to(device, non_blocking=True) for name, value in tensors.items()}  # noqa: E731
         prefix = None if self.prefix is None else self.prefix.to(device, non_blocking=True)
         return replace(self, inputs=move(self.inputs), targets=move(self.targets), prefix=prefix)

@@ -12,6 +12,9 @@ from burnish.models.stack import Stack
 from burnish.parallel.group import ALONE, Group
 from burnish.task import Batch, ComparingTask, Task
 
+#: What torch adds to a norm before it divides by it.
+_CLIP_SLACK = 1e-6
+
 
 def arranged(stack: Stack | None, batch: Batch) -> AbstractContextManager[None]:
     """Return the context in which a batch is computed, backward pass included: its rows end to end, or padded."""
@@ -140,6 +143,6 @@ def clip(parameters: list[Any], largest: float, group: Group = ALONE) -> Any:
 
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = group.whole(torch.nn.utils.get_total_norm(gradients))
-    if largest:
+    if largest and float(norm) + _CLIP_SLACK > largest:  # else it would multiply by 1
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

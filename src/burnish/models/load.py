@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import UserError
-from burnish.models.source import read_config, with_safetensors
+from burnish.models.source import make_known, read_config, with_safetensors
 from burnish.units import readable_count
 
 #: Parts of a backbone that some heads do without, so that published checkpoints may lack or carry them.
@@ -50,9 +50,8 @@ def make_config(source: Path | dict[str, Any], options: dict[str, Any], dropout:
     """
     from transformers import AutoConfig
 
-    import burnish.models.own  # noqa: F401  (its architectures are known from then on)
-
     values = {**(read_config(source) if isinstance(source, Path) else source), **options}
+    make_known(values["model_type"])
     try:
         config = AutoConfig.for_model(values.pop("model_type"), **values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -62,6 +63,12 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
     return folder
 
 
+def make_known(model_type: Any) -> None:
+    """Make an architecture of ours known to transformers' Auto classes; those of transformers' own need nothing more."""
+    if isinstance(model_type, str) and (Path(__file__).parent / "own" / f"{model_type}.py").is_file():
+        importlib.import_module("burnish.models.own")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return a model's `config.json` without what could make a loader run or fetch code.
 
@@ -69,8 +76,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: damaged, too large, or of an architecture transformers does not have itself.
     """
     from transformers import CONFIG_MAPPING
-
-    import burnish.models.own  # noqa: F401  (its architectures are known from then on)
 
     file = folder / "config.json"
     try:
@@ -80,6 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read ({error}).") from error
     kind = values.get("model_type") if isinstance(values, dict) else None
+    make_known(kind)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UserError(
             f"{file}: model_type {kind!r} is no architecture of the installed transformers; "

@@ -231,14 +231,14 @@ class Stack:
             lengths: positions of each row of the padded batch, padded on the right; None: all of them.
             stored: what the frozen prefix gives for these rows [positions, width]; it is then not computed.
         """
+        if stored is not None and self.output is not None and lengths is not None:
+            with self._without_backbone(lengths, stored):
+                yield
+            return
         with ExitStack() as undo:
             for config in self._configs:
                 undo.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation_internal)
                 config._attn_implementation_internal = attention.NAME
-            if stored is not None and self.output is not None and lengths is not None:
-                undo.enter_context(self._without_backbone(lengths, stored))
-                yield
-                return
             undo.callback(setattr, self, "_passage", self._passage)
             glances = self.output is not None or self.depth < len(
                 self.layers
