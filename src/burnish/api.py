@@ -40,7 +40,8 @@ def resolve(target: str | None, overrides: Mapping[str, Any]) -> tuple[Config, t
     group = values.get("task")
     name = group.get("name") if isinstance(group, Mapping) else None
     if not isinstance(name, str):
-        raise UserError(f"task: none given. Known: {', '.join(registry())}.")
+        given = "none given" if name is None else f"{name!r} is no name of a task"
+        raise UserError(f"{f'{target}: ' if stem else ''}task: {given}. Known: {', '.join(registry())}.")
     task = find_task(name)
     config = parse(values, config_class(task.Settings), (stem and str(target)) or "settings")
     if (config.model.path is None) == (config.model.preset is None):

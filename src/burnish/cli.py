@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 
 from burnish.config import Config, TaskSettings, config_class, explain, explained, fields, read_recipe
@@ -82,6 +82,13 @@ def _sentence(error: CycloptsError, words: Sequence[str]) -> str:
     cause = error.__cause__ or error.__context__
     if isinstance(cause, ValidationError):
         return explain(cause, config_class(_task_settings(words)), "settings")
+    if isinstance(error, UnusedCliTokensError):
+        unused = " ".join(map(repr, error.unused_tokens or ()))
+        verb = next((word for word in words if not word.startswith("-")), "")
+        return (
+            f"`burnish {verb}` takes no more words; these are too many: {unused}. Leave them out, or put the option they "
+            f"belong to before them (`burnish {verb} --help` lists all)."
+        )
     return " ".join(str(error).split())
 
 
@@ -102,16 +109,25 @@ def _task_settings(words: Sequence[str]) -> type[TaskSettings]:
 
 
 def _expanded(words: Sequence[str], cls: type[Config]) -> list[str]:
-    """Write `--model X` as `--model.path X`: a group given a plain value sets its first field."""
+    """Write `--model X` as `--model.path X`, and `--data.stratify true` as one word.
+
+    A group given a plain value sets its first field; a setting that is true or false may stand alone, or before its value.
+    """
     short = {"--preset": "--model.preset"}
-    for setting, _ in fields(cls):
+    switches = set()
+    for setting, info in fields(cls):
         group, _, name = setting.partition(".")
         short.setdefault(f"--{group}", f"--{group}.{name}")
+        if info.annotation is bool:
+            switches |= {f"--{setting}", f"--{setting.replace('_', '-')}"}
     del short["--task"]
-    result = []
+    result: list[str] = []
     for index, word in enumerate(words):
         if word == "--":
             return result + list(words[index:])
+        if result and result[-1] in switches and word.lower() in ("true", "false"):
+            result[-1] += f"={word.lower()}"
+            continue
         option, equals, value = word.partition("=")
         result.append(short.get(option, option) + equals + value)
     return result

@@ -19,7 +19,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from burnish.errors import UserError, nearest
-from burnish.units import DurationText, ShareText
+from burnish.units import DurationText, ShareText, SomeDurationText
 
 
 def _to_tuple(value: object) -> object:
@@ -145,7 +145,7 @@ class FreezeSettings(Settings):
     """The embeddings and this many of the lowest layers; `all` is the whole backbone, so only the head trains."""
     pattern: Texts = ()
     """Parameters whose name matches one of these patterns (`*` matches anything)."""
-    thaw: DurationText | None = None
+    thaw: SomeDurationText | None = None
     """Time after which the topmost of the frozen layers begins to train, and after as long again the next one below it."""
     cache: Annotated[str, AfterValidator(_cache_word)] = "auto"
     """Keep what the frozen layers give for each row, so that they are computed once: auto, off, or a folder for it."""
@@ -208,9 +208,9 @@ class ScheduleSettings(Settings):
 class TrainSettings(Settings):
     """How long, how much at a time, how precisely."""
 
-    length: DurationText = "3 epochs"
+    length: SomeDurationText = "3 epochs"
     """Length of the run: "500 steps", "3 epochs", "10 Mtok"."""
-    batch: int = Field(32, ge=1)
+    batch: int = Field(32, ge=1, le=1_000_000)
     """Rows in the global batch, that is, in one step."""
     micro_batch: int | None = Field(None, ge=1)
     """Rows computed at once. Never changes the result. Default: as many as memory allows."""
@@ -226,7 +226,7 @@ class TrainSettings(Settings):
     """Compile the layers; auto when the run is long enough to repay it."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of every layer. Default: none from scratch, a pretrained model's own otherwise."""
-    evaluate_every: DurationText | None = None
+    evaluate_every: SomeDurationText | None = None
     """Time between evaluations. Default: an epoch, between a hundredth and a tenth of the run."""
     best: str | None = None
     """Metric whose best checkpoint becomes `model/`. Default: the last checkpoint does."""
@@ -268,7 +268,7 @@ class GenerateSettings(Settings):
 class CheckpointSettings(Settings):
     """How often the state is saved, and how many saves stay."""
 
-    every: DurationText = "30 seconds"
+    every: SomeDurationText = "30 seconds"
     """Time between checkpoints, in seconds or steps; slow saves are spaced out to cost at most 5 % of the time."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints that stay, beside the best one."""
@@ -289,7 +289,7 @@ class RunSettings(Settings):
     """A loss or gradient that is no number stops the run, skips the step, or goes back to the last checkpoint."""
     device: str = "auto"
     """cpu, cuda, mps; auto takes the accelerator if there is one."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads. Results depend on it in the last bits, so a resumed run keeps its own. Default: all cores."""
     profile: bool = False
     """Say at the end where the time of a step went."""
@@ -432,6 +432,8 @@ class _RecipeLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key is a word, not a list or a mapping (line {key.start_mark.line + 1})")
             if key.value in seen:
                 raise yaml.YAMLError(f"the key {key.value!r} stands twice (line {key.start_mark.line + 1})")
             seen.add(key.value)
@@ -470,9 +472,8 @@ def explain(error: ValidationError, cls: type[Config], origin: str) -> str:
             sentence = f"{name}: unknown setting.{nearest(name, known)}"
         else:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            sentence = (
-                f"{name}: {_short(problem['input'])} {message}" if "is not a" not in message else f"{name}: {message}"
-            )
+            names_it = message.startswith(("'", '"'))  # ours do where the value stands in the middle of a sentence
+            sentence = f"{name}: {message}" if names_it else f"{name}: {_short(problem['input'])} {message}"
         if sentence not in lines:
             lines.append(sentence.rstrip(".") + ("." if not sentence.endswith("?") else ""))
     head = f"{origin}: " if len(lines) == 1 else f"{origin}: {len(lines)} settings are wrong:\n  "

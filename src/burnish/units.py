@@ -22,6 +22,8 @@ _UNITS = {
 _PREFIXES = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kKMGBT]?)\s*([a-zA-Z%]*)\s*")
 _EXAMPLES = '"500 steps", "3 epochs", "10 Mtok", "5%" or "30 seconds"'
+#: Longer than any run, and still a number that arithmetic is exact enough for.
+_MOST = 1e18
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Duration:
         if unit is None:
             raise ValueError(f"{value!r} has the unknown unit {word!r}; write {_EXAMPLES}")
         amount = float(number) * _PREFIXES[prefix]
+        if amount > (100 if unit == "percent" else _MOST):
+            most = "all of the run, 100%" if unit == "percent" else "any run could be"
+            raise ValueError(f"{_short(str(value))!r} is longer than {most}; write {_EXAMPLES}")
         if unit in ("minutes", "hours"):
             amount, unit = amount * (60 if unit == "minutes" else 3600), "seconds"
         return Duration(amount, unit)
@@ -100,6 +105,16 @@ DurationText = Annotated[str, BeforeValidator(_to_text), AfterValidator(_check_d
 """A setting that holds a duration, kept as it was written."""
 
 
+def _check_some(value: str) -> str:
+    if Duration.parse(value).amount == 0:
+        raise ValueError(f"{value!r} is no time at all; give more than 0, such as {_EXAMPLES}")
+    return value
+
+
+SomeDurationText = Annotated[DurationText, AfterValidator(_check_some)]
+"""A setting that holds a duration above zero, kept as it was written."""
+
+
 def share(text: str) -> float:
     """Return a share of the whole in [0, 1): `"10%"` and `"0.1"` are both 0.1.
 
@@ -120,6 +135,10 @@ def _check_share(value: str) -> str:
 
 ShareText = Annotated[str, BeforeValidator(_to_text), AfterValidator(_check_share)]
 """A setting that holds a share, kept as it was written."""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def readable_bytes(count: float) -> str:

@@ -26,6 +26,11 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None
     Source: Hu et al. 2022 (LoRA), Liu et al. 2024 (DoRA), Dettmers et al. 2023 (QLoRA); peft.
     """
     if settings.kind == "none":
+        for name, value in settings:
+            if value != getattr(AdapterSettings(), name):
+                raise UserError(
+                    f"adapter.{name}: no adapter is asked for. Give --adapter.kind lora too, or leave it out."
+                )
         return
     if frozen.layers == "all":
         raise UserError(

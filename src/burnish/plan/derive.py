@@ -315,6 +315,8 @@ def choose_length(config: Config, rows: int, tokens_per_row: float) -> tuple[int
             "(Muennighoff et al. 2023): get more, or lower --model.compute"
         )
     warmup = within("schedule.warmup", config.schedule.warmup, total)
+    if config.freeze.thaw is not None:
+        within("freeze.thaw", config.freeze.thaw, total)  # refuses what a run is not measured in
     if config.train.evaluate_every is not None:
         every = max(1, within("train.evaluate_every", config.train.evaluate_every, total))
     else:

@@ -60,6 +60,8 @@ def make_plan(
     thawing(model, config.freeze, freeze(model, config.freeze))  # refuses what the model has not
     Optimizers(model, config.optim, 1.0)  # refuses unknown names and patterns
     refuse_ranks(config)
+    if task.compares and config.train.batch == 1:
+        raise UserError(f"train.batch: {task.name} compares the rows of a step, and 1 has no other. Give at least 2.")
     lr, why["lr"] = choose_lr(config, model)
     memory = memory_of(config, model, precision)
     refuse_what_cannot_fit(config, folder, device, memory)
