@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.data.rows import BrokenRow, Holdout, Rows, Side, find_parts
+from burnish.data.rows import BrokenRow, Holdout, Rows, Side, asked_of, find_parts
 from burnish.errors import UserError
 from burnish.task import Row
 from helpers import sentiment_rows
@@ -154,3 +154,17 @@ def test_broken_rows_are_kept_with_the_run(tmp_path: Path) -> None:
     )
     [reject] = [json.loads(line) for line in run.folder.rejects.read_text().splitlines()]
     assert reject["where"] == f"{path}:18" and "not valid JSON" in reject["reason"]
+
+
+def test_an_input_is_a_text_an_object_or_a_file(tmp_path: Path) -> None:
+    """A long text is no name of a file, an object of the columns no text, and a file that is missing no text either."""
+    columns = {"messages": "talk"}
+    long = "word " * 200
+    assert asked_of(long, columns) == [{"messages": long}]
+    turns = [{"role": "user", "content": "Who?"}]
+    for name in ("messages", "talk"):
+        assert asked_of(json.dumps({name: turns}), columns) == [{"messages": turns}]
+    for text in ('{"other": 3}', "{oops", "[1]", "3"):
+        assert asked_of(text, columns) == [{"messages": text}]
+    with pytest.raises(UserError, match=r"more\.csv: no such file"):
+        asked_of(str(tmp_path / "more.csv"), {"text": "text"})

@@ -129,6 +129,7 @@ def test_a_model_learns_to_answer_and_to_rate(rows_file: Path, tmp_path: Path, c
     ("change", "message"),
     [
         ({"prompt": "Who goes?", "text": " me"}, r"rows.jsonl:301: task.rates takes prompts that end with RESPONSE"),
+        ({"prompt": "Who goes? UNSAFE", "text": " 1"}, r"rows.jsonl:301: task.rates .* after RESPONSE and an answer"),
         (
             {"prompt": "Who? RESPONSE me UNSAFE", "text": " maybe"},
             r"rows.jsonl:301: the rating 'maybe' is neither 0 nor 1",

@@ -159,3 +159,19 @@ def test_what_cannot_be_compared_is_refused(
     rows = [{"anchor": text, "positive": text, **row} for text in WORDS[:3]]
     with pytest.raises(UserError, match=message):
         session(rows_file(tmp_path, rows), tiny_bert, tmp_path / "run", data)
+
+
+def test_the_width_of_vectors_is_found_whatever_a_config_calls_it(tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    GPT2Config(n_embd=48).save_pretrained(str(tmp_path))
+    SentenceSimilarity(SentenceSimilarity.Settings(), None, {}).complete(tmp_path)
+    assert json.loads((tmp_path / "1_Pooling" / "config.json").read_text())["word_embedding_dimension"] == 48
+
+
+def test_true_is_no_score(tmp_path: Path) -> None:
+    from burnish.task import Row
+
+    rows = [Row({"anchor": "a", "positive": "b", "score": score}, f"rows:{score}") for score in (0.5, True)]
+    with pytest.raises(UserError, match="rows:True: the score True is no number"):
+        SentenceSimilarity.learn(rows, SentenceSimilarity.Settings())

@@ -7,12 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from burnish.errors import UserError, unknown
+from burnish.errors import UserError, nearest, unknown
 
 Message = dict[str, Any]
 
 #: Other names of roles and fields (ShareGPT's).
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+#: Roles that the templates of models know.
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
 #: Templates for tokenizers that have none of their own. An answer ends with <|im_end|> where the tokenizer knows it as one
 #: token, else with the token that ends a text.
@@ -31,7 +33,7 @@ def set_template(tokenizer: Any, wanted: str) -> None:
         wanted: a name of `TEMPLATES`, or a file with a Jinja template.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or the file is no text.
     """
     path = Path(wanted).expanduser()
     if wanted in TEMPLATES:
@@ -40,7 +42,12 @@ def set_template(tokenizer: Any, wanted: str) -> None:
             raise UserError("task.template: the tokenizer has no token that ends an answer; take another tokenizer.")
         tokenizer.chat_template = TEMPLATES[wanted].replace("END", repr(end))
     elif path.is_file():
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"task.template: {wanted} cannot be read as UTF-8 text; give a file with a Jinja template."
+            ) from error
     else:
         raise unknown("template in task.template (or a file):", wanted, TEMPLATES)
 
@@ -67,8 +74,13 @@ def conversation(value: Any, where: str) -> list[Message]:
             raise UserError(
                 f"{where}: message {number} needs a role and a content, both text; it is {_short(message)}."
             )
+        role = _NAMES.get(role, role)
+        if role not in _ROLES:
+            raise UserError(
+                f"{where}: message {number} has the role {role[:40]!r}; give one of {', '.join(_ROLES)}.{nearest(role, _ROLES)}"
+            )
         more = {name: value for name, value in message.items() if name not in ("role", "from", "content", "value")}
-        messages.append({"role": _ROLES.get(role, role), "content": content, **more})
+        messages.append({"role": role, "content": content, **more})
     _refuse_disorder([message["role"] for message in messages], where)
     return messages
 
@@ -127,7 +139,7 @@ def answers(tokenizer: Any, messages: Sequence[Message], where: str) -> list[tup
             continue
         before = written(tokenizer, messages[:number], answer_follows=True, where=where)
         after = written(tokenizer, messages[: number + 1], answer_follows=False, where=where)
-        if not after.startswith(before):
+        if not after.startswith(before) or len(after.rstrip()) <= len(before):
             raise UserError(f"{where}: the chat template does not write answer {number + 1} after what asks for it.")
         stretches.append((after, (len(before), len(after.rstrip()))))
     if not stretches:

@@ -10,6 +10,7 @@ import numpy as np
 
 from burnish.config import DataSettings
 from burnish.data.chat import Message, conversation
+from burnish.data.rows import GIVEN
 from burnish.errors import UserError
 from burnish.task import Example, Row
 
@@ -35,7 +36,7 @@ class Pair:
 
 def pair_columns(data: DataSettings) -> dict[str, str]:
     """Return the columns of a pair, by the names that `pair_of` reads."""
-    return ({"given": data.prompt} if data.prompt else {}) | {"chosen": data.chosen, "rejected": data.rejected}
+    return ({GIVEN: data.prompt} if data.prompt else {}) | {"chosen": data.chosen, "rejected": data.rejected}
 
 
 def pair_of(row: Row) -> Pair:
@@ -49,7 +50,13 @@ def pair_of(row: Row) -> Pair:
 
     Source: the layouts are TRL's ("Dataset formats": explicit and implicit prompts, standard and conversational).
     """
-    prompt, chosen, rejected = row.values.get("given"), row.values["chosen"], row.values["rejected"]
+    prompt, chosen, rejected = row.values.get(GIVEN), row.values["chosen"], row.values["rejected"]
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(answer, str | list | tuple):
+            raise UserError(
+                f"{row.where}: the {name} answer is {type(answer).__name__}; give text, or a list of messages with role and "
+                "content."
+            )
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise UserError(f"{row.where}: one answer is text, the other is messages; give both the same way.")
     if isinstance(chosen, str) and isinstance(prompt, str | None):

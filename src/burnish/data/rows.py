@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from burnish.task import Row, find_subclasses
 
 #: Above this share of broken rows a run stops: the file is probably not what the user thinks it is.
 MOST_BROKEN = 0.01
+#: The prompt where it may be messages too, not only text.
+GIVEN = "given"
 #: Columns, by the tasks' names, that hold text.
 TEXTS = frozenset({"text", "prompt", "pair", "target", "question", "context", "anchor", "positive", "negative"})
 
@@ -72,6 +75,8 @@ def find_parts(names: Sequence[str], setting: str, fetch: Callable[[str, str], l
     by_ending = {ending: kind for kind in sources().values() for ending in kind.endings}
     parts: list[Part] = []
     for name in names:
+        if not name.strip():
+            raise UserError(f"{setting}: the name {name!r} is empty. Give a file, a folder or a Hub id.")
         path = Path(name).expanduser()
         if path.is_dir():
             paths = [file for file in sorted(path.rglob("*")) if file.is_file() and _ending(file) in by_ending]
@@ -146,14 +151,18 @@ class Rows:
                 or (isinstance(value, str) and not value.strip())
             ):
                 return BrokenRow(row.where, f"{column!r} is empty")
-            if name in TEXTS:
-                if not isinstance(value, str):
-                    return BrokenRow(row.where, f"{column!r} is {type(value).__name__}, not text")
-                problem = text_problem(value)
-                if problem:
+            if name in TEXTS and not isinstance(value, str):
+                return BrokenRow(row.where, f"{column!r} is {type(value).__name__}, not text")
+            for text in _texts_in(value):
+                if problem := text_problem(text):
                     return BrokenRow(row.where, f"{column!r} {problem}")
             values[name] = value
         return Row(values, row.where, row.document)
+
+    def _options(self) -> str:
+        """Return the settings that name these columns."""
+        names = ["prompt" if name == GIVEN else name for name in self.columns] + ["group"] * bool(self.extra)
+        return ", ".join(f"--data.{name}" for name in names)
 
     def fingerprint(self) -> list[Any]:
         """Return what identifies these rows: the content of the files and the columns used."""
@@ -185,8 +194,7 @@ class Rows:
                 shown = f"{broken[0].where}: {broken[0].reason}"
             raise UserError(
                 f"{setting}: {len(broken)} of {good + len(broken)} rows are broken, more than 1 %: {shown}"
-                f"{'; ...' if len(broken) > 3 and good else ''}. Mend the file or name the right columns "
-                "(--data.text, --data.label)."
+                f"{'; ...' if len(broken) > 3 and good else ''}. Mend the file or name the right columns ({self._options()})."
             )
         self._kept = kept
         return broken
@@ -195,6 +203,18 @@ class Rows:
 def _names(values: Mapping[str, Any]) -> str:
     names = [str(name) for name in values]
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield every text inside a value: in a list of words, in the messages of a conversation."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts_in(inner)
 
 
 def text_problem(text: str) -> str | None:
@@ -268,8 +288,12 @@ def asked_of(given: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     Raises:
         UserError: an input lacks a column or has no usable text; nothing is left out silently.
     """
-    path = Path(given) if len(given) < 4096 and "\n" not in given and "\x00" not in given else None
-    if path is None or not path.is_file():
+    path = Path(given)
+    if not os.path.isfile(given):  # unlike Path's, it takes any text for a name, however long
+        if len(given.split()) == 1 and _ending(path) in {
+            ending for kind in sources().values() for ending in kind.endings
+        }:
+            raise UserError(f"{given}: no such file.{_neighbour(path)}")
         return [_asked(given, columns)]
     [part] = find_parts([given], "input", lambda name, setting: [])
     if part.source.name != "text":
@@ -291,17 +315,18 @@ def asked_of(given: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _asked(given: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return one input from plain text, or from a JSON object where more than one column is needed."""
+    """Return one input from plain text, which only the first column may be given as, or from a JSON object of columns."""
     shown = given if len(given) <= 40 else given[:40] + "..."
     if problem := text_problem(given):
         raise UserError(f"The text {shown!r} {problem}.")
-    if len(columns) == 1:
-        return {next(iter(columns)): given}
-    example = json.dumps({column: "..." for column in columns.values()})
     try:
-        values = json.loads(given)
+        values = json.loads(given) if given.lstrip().startswith("{") else None
     except (ValueError, RecursionError):
         values = None
+    known = isinstance(values, dict) and not values.keys().isdisjoint([*columns, *columns.values()])
+    if len(columns) == 1 and not known:
+        return {next(iter(columns)): given}
+    example = json.dumps({column: "..." for column in columns.values()})
     if not isinstance(values, dict):
         raise UserError(f"{shown!r}: give a JSON object with the columns, such as {example}, or a file with them.")
     return checked_input(values, columns, shown)

@@ -49,11 +49,12 @@ def check_ratings(rows: Iterable[Row]) -> None:
     """
     missing = {RESPONSE, UNSAFE, *WEIGHTS}
     for row in rows:
-        last = str(row.values.get("prompt", "")).rpartition(" ")[2]
-        if last not in (RESPONSE, UNSAFE, *WEIGHTS):
+        *before, last = str(row.values.get("prompt", "")).split(" ")
+        if last != RESPONSE and not (last in (UNSAFE, *WEIGHTS) and RESPONSE in before):
             raise UserError(
-                f"{row.where}: task.rates takes prompts that end with {RESPONSE}, or with {_ATTRIBUTES} after an answer; "
-                "this one does not. Mend the row, name the column by --data.prompt, or leave task.rates out."
+                f"{row.where}: task.rates takes prompts that end with {RESPONSE}, or with {_ATTRIBUTES} after "
+                f"{RESPONSE} and an answer; this one does not. Mend the row, name the column by --data.prompt, or leave "
+                "task.rates out."
             )
         if last != RESPONSE and row.values["text"].strip() not in ("0", "1"):
             raise UserError(f"{row.where}: the rating {row.values['text'].strip()[:40]!r} is neither 0 nor 1.")

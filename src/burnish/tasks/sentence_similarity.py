@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -226,7 +225,9 @@ class SentenceSimilarity(ComparingTask):
 
     def complete(self, folder: Path) -> None:
         """Write what sentence-transformers needs to open the folder: how hidden states become a vector."""
-        width = json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+        from burnish.models.load import make_config
+
+        width = make_config(folder, {}, None).get_text_config().hidden_size
         parts = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
         modules = [
             {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -247,7 +248,7 @@ def _identity(text: str) -> int:
 
 def _number(row: Row) -> float:
     try:
-        value = float(row.values["score"])
+        value = float("nan" if isinstance(row.values["score"], bool) else row.values["score"])
     except (TypeError, ValueError):
         value = float("nan")
     if not np.isfinite(value):
