@@ -135,6 +135,13 @@ def here(tmp_path: Path, text_file: Path, reviews_file: Path) -> Path:
     (tmp_path / "bad.yaml").write_text("task: text-generation\noptim: {lrr: 1, name: [3]}\ntrane: {batch: 3}\n")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     (tmp_path / "twice.yaml").write_text("task: text-generation\ntrain: {batch: 1, batch: 2}\n")
+    (tmp_path / "list-key.yaml").write_text("task: text-generation\n? [a, b]\n: 3\n")
+    (tmp_path / "number.yaml").write_text("task: 5\n")
+    turns = [{"role": "wizard", "content": "who goes there?"}, {"role": "assistant", "content": "the king"}]
+    (tmp_path / "wizard.jsonl").write_text(json.dumps({"messages": turns}))
+    (tmp_path / "half.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}))
+    (tmp_path / "three.jsonl").write_text(json.dumps({"chosen": "a king", "rejected": 3}))
+    (tmp_path / "alike.jsonl").write_text("".join(f'{{"anchor": "king {i}", "positive": "{i}"}}\n' for i in range(60)))
     (tmp_path / "code.yaml").write_text("task: !!python/object/apply:os.system ['touch canary']\n")
     return tmp_path
 
@@ -153,7 +160,7 @@ def hollow(model: Path, places: pytest.TempPathFactory) -> Path:
 
 BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("train text-generatoin --preset gpt2-nano --data.train book.txt", ["Unknown task", "Did you mean 'text-generation'"]),
-    ("train text-generation --preset gpt3-nano --data.train book.txt", ["Unknown preset", "Did you mean 'gpt2-nano'"]),
+    ("train text-generation --preset gtp2-nano --data.train book.txt", ["Unknown preset", "Did you mean 'gpt2-nano'"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --optim.name adamv", ["Unknown optimizer", "adamw"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --schedule.name cosin", ["Unknown schedule", "cosine"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --optim.lrr 1", ["--optim.lrr", "--optim.lr"]),
@@ -195,11 +202,29 @@ BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("train twice.yaml", ["twice.yaml", "stands twice", "line 2"]),
     ("train code.yaml", ["code.yaml", "not valid YAML"]),
     ("train nowhere.yaml", ["nowhere.yaml", "cannot be read"]),
+    ("train list-key.yaml", ["list-key.yaml", "a key is a word", "line 2"]),
+    ("train number.yaml", ["number.yaml", "5 is no name of a task", "text-generation"]),
+    ("info --json a b", ["burnish info", "too many: 'a' 'b'", "--help"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --train.length 0", ["settings: train.length: '0' is no time", "more than 0"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --train.length 1" + "0" * 400, ["train.length", "longer than any run"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --schedule.warmup 200%", ["schedule.warmup", "'200%'", "100%"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --train.batch 99999999999999999999", ["train.batch", "1000000"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --run.threads 1000000", ["run.threads", "1024"]),
+    ("train text-generation --preset gpt2-nano --data.holdout 0 --data.train wizard.jsonl --data.messages messages --task.template chatml", ["wizard.jsonl:1", "message 1", "'wizard'", "user, assistant"]),
+    ("train text-generation --preset gpt2-nano --data.train half.jsonl --data.messages messages --task.template chatml", ["half.jsonl:1", "surrogate", "(--data.messages)"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --task.template binary.txt", ["task.template", "binary.txt", "UTF-8"]),
+    ("train preference-tuning --preset gpt2-nano --data.train three.jsonl --data.holdout 0", ["three.jsonl:1", "rejected answer is int", "messages"]),
+    ("train preference-tuning --preset gpt2-nano --data.train book.txt", ["book.txt:1", "no column 'chosen'", "(--data.chosen, --data.rejected)"]),
+    ("train sentence-similarity --model {bert} --data.train alike.jsonl --train.batch 1", ["train.batch", "at least 2"]),
+    ("train text-classification --model {bert} --data.train reviews.csv --train.sequence 2", ["train.sequence: 2 leaves no room", "at least 10"]),
+    ("train text-classification --model {bert} --data.train reviews.csv --freeze.layers 1 --freeze.thaw 1min", ["freeze.thaw", "60 seconds", "steps"]),
+    ("train text-classification --model {bert} --data.train reviews.csv --freeze.layers 1 --freeze.thaw 0", ["freeze.thaw: '0'", "more than 0"]),
+    ("train text-classification --model {bert} --data.train reviews.csv --adapter.rank 8", ["adapter.rank", "--adapter.kind lora"]),
     ("evaluate runs/nowhere", ["runs/nowhere"]),
     ("evaluate book.txt", ["book.txt", "folder or a Hub id"]),
     ("predict runs/nowhere text", ["runs/nowhere"]),
     ("evaluate {bert} --task text-classification --data.test reviews.csv", ["no trained layer"]),
-    ("evaluate {bert} --data.test reviews.csv", ["give --task"]),
+    ("evaluate {bert} --data.test reviews.csv", ["no column 'anchor'", "(--data.anchor, --data.positive)"]),
 ]  # fmt: skip
 
 
@@ -258,6 +283,36 @@ def test_a_folder_with_other_files_is_left_alone(here: Path, trial_cli) -> None:
     done = trial_cli([*LM, "--data.train", "book.txt", "--run.dir", "photos"], here)
     _refused(done, "holds other files")
     assert [path.name for path in (here / "photos").iterdir()] == ["cat.png"]
+
+
+def test_a_task_that_nobody_named_is_said(here: Path, tiny_bert: Path, trial_cli) -> None:
+    done = trial_cli(["evaluate", str(tiny_bert), "--data.test", "reviews.csv"], here)
+    assert "a model for sentence-similarity; --task names another" in " ".join(done.stdout.split())
+
+
+def test_an_empty_name_is_no_folder(here: Path, trial_cli) -> None:
+    """It would stand for the folder one is in, with all its data."""
+    done = trial_cli([*LM, "--data.train", ""], here)
+    _refused(done, "data.train", "'' is empty")
+
+
+def test_what_is_true_or_false_may_be_said_so() -> None:
+    from burnish.cli import _expanded
+    from burnish.config import Config
+
+    words = ["train", "x", "--data.stratify", "true", "--run.profile", "--run.log-every", "3", "--data.text", "true"]
+    wanted = ["train", "x", "--data.stratify=true", "--run.profile", "--run.log-every", "3", "--data.text", "true"]
+    assert _expanded(words, Config) == wanted
+    assert _expanded(["--run.profile", "False"], Config) == ["--run.profile=false"]
+
+
+def test_answers_of_every_task_that_generates_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from burnish.terminal import show_answer
+
+    chat = [{"role": "user", "content": "Who?"}]
+    for asked in ({"text": "Who?"}, {"prompt": "Who?"}, {"messages": "Who?"}, {"prompt": chat}, {"messages": chat}):
+        show_answer({**asked, "generated": "A king."})
+        assert capsys.readouterr().out.split() == ["Who?", "A", "king."] or asked == {"text": "Who?"}
 
 
 def test_on_and_off_in_a_recipe_are_words(tmp_path: Path) -> None:

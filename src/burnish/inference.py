@@ -51,7 +51,9 @@ class Opened:
         overrides = normalise(dict(settings or {}))
         revision = (overrides.get("model") or {}).get("revision")
         self.folder = folder = model_folder(target, revision)
-        name = task or (stored.get("task") or {}).get("name") or _task_of(folder)
+        told = task or (stored.get("task") or {}).get("name")
+        name = told or _task_of(folder)
+        self._guessed = told is None
         self.task_class: type[Task] = find_task(name)
         values = merge(stored, overrides, {"task": {"name": name}})
         self._began: dict[str, Any] = values.get("model") or {}
@@ -91,9 +93,7 @@ class Opened:
     @property
     def asks(self) -> dict[str, str]:
         """The columns a prediction needs: the task's names, to the names in files."""
-        columns = self.task_class.columns(self.config.data)
-        asked = {name: columns[name] for name in self.task_class.asks if name in columns}
-        return asked or {"text": self.config.data.text}
+        return self.task_class.asked_columns(self.config.data)
 
     def predict(
         self, asked: Sequence[str | Mapping[str, Any]], generate: Mapping[str, Any], seed: int
@@ -126,6 +126,8 @@ class Opened:
             UserError: no rows, or rows the model cannot be judged on.
         """
         config, split = self.config, "test"
+        if self._guessed:
+            terminal.say(f"{self.target}: by its architecture a model for {self.task.name}; --task names another task")
         names: tuple[str, ...] = ()
         if data is not None:
             names = (data,) if isinstance(data, str) else tuple(data)

@@ -122,6 +122,12 @@ class Task(ABC):
         return {"text": data.text}
 
     @classmethod
+    def asked_columns(cls, data: DataSettings) -> dict[str, str]:
+        """Return the columns a prediction needs: the name the task uses, to the name in the user's data."""
+        columns = cls.columns(data)
+        return {name: columns[name] for name in cls.asks if name in columns} or {"text": data.text}
+
+    @classmethod
     @abstractmethod
     def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
         """Return what must be known of all training rows before any can be encoded, such as the label names.

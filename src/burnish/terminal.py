@@ -147,7 +147,7 @@ def show_answer(answer: dict[str, Any]) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     if "generated" in answer:
-        asked = answer.get("text", answer.get("messages"))
+        asked = next(iter(answer.values()))
         ends = "" if "text" in answer and "candidates" not in answer else "\n"
         console.print(asked if isinstance(asked, str) else asked[-1]["content"], style="bold", end=ends, markup=False)
         console.print(answer["generated"], markup=False)

@@ -148,3 +148,19 @@ def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path, text_file: Path) 
             data=str(text_file),
             run={"dir": str(tmp_path / "x")},
         )
+
+
+def test_a_text_beyond_the_positions_is_refused_by_its_size(text_file: Path, tmp_path: Path) -> None:
+    made = session_of("fill-mask", tmp_path / "run", **settings(text_file))
+    with pytest.raises(UserError, match=r"tokens, and the model 256 positions\. Give a shorter text"):
+        made.task.predict(made.fit.model, [{"text": "<mask>" + " king" * 300}], made.config.generate, 0)
+
+
+def test_a_hidden_word_takes_the_blank_before_it(tmp_path: Path) -> None:
+    """As when the model learns: the blank belongs to the token that is hidden."""
+    from burnish.data.tokenizer import train_tokenizer
+    from burnish.tasks.masked_lm import FillMask
+
+    tokenizer = train_tokenizer(tmp_path / "tokenizer", ["The old king runs."] * 50, 300, FillMask.special_tokens)
+    hidden, whole = (tokenizer(text)["input_ids"] for text in ("The old <mask> runs.", "The old king runs."))
+    assert [a for a, b in zip(hidden, whole, strict=True) if a != b] == [tokenizer.mask_token_id]

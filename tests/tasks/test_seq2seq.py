@@ -135,3 +135,17 @@ def test_an_empty_translation_is_refused_by_row(tmp_path: Path) -> None:
 
 def test_both_are_registered() -> None:
     assert registry()["translation"] is Translation and registry()["summarization"] is Summarization
+
+
+def test_a_text_beyond_the_positions_is_cut(words_file: Path, tmp_path: Path) -> None:
+    made = session(words_file, tmp_path / "run")
+    generate = made.config.generate.model_copy(update={"max_tokens": 2})
+    [answer] = made.task.predict(made.fit.model, [{"text": "king " * 2000}], generate, 0)
+    assert isinstance(answer["answer"], str)
+
+
+def test_a_tokenizer_that_ends_no_text_is_refused_before_rows_are_encoded() -> None:
+    from types import SimpleNamespace
+
+    with pytest.raises(UserError, match="never end"):
+        Translation(Translation.Settings(), SimpleNamespace(eos_token_id=None), {})

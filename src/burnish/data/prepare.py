@@ -109,7 +109,7 @@ def encode(config: Config, task: Task, splits: Splits, sequence: int, say: Calla
 
 def tokenizer_cache(splits: Splits, vocab_size: int, special_tokens: dict[str, str]) -> Path:
     """Return the folder of a tokenizer trained on these training rows."""
-    return cache_dir() / "tokenizers" / fingerprint(splits.fingerprint, vocab_size, special_tokens, "byte-level BPE 2")
+    return cache_dir() / "tokenizers" / fingerprint(splits.fingerprint, vocab_size, special_tokens, "byte-level BPE 3")
 
 
 def documents(rows: Iterable[Row]) -> Iterable[str]:

@@ -50,7 +50,7 @@ def train_tokenizer(
     Source: Radford et al. 2019, section 2.2; pre-tokenisation as in GPT-2's published code.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AddedToken, PreTrainedTokenizerFast
 
     special = dict(special_tokens or {})
     tokenizer = Tokenizer(models.BPE())
@@ -77,6 +77,9 @@ def train_tokenizer(
         clean_up_tokenization_spaces=False,
         **special,
     )
+    if "mask_token" in special:  # the word that it hides had the blank before it, too
+        mask = AddedToken(special["mask_token"], lstrip=True, special=True, normalized=False)
+        wrapped.add_special_tokens({"mask_token": mask})
     try:
         store_tokenizer(wrapped, folder)
     except OSError as error:
@@ -141,9 +144,15 @@ def encode_texts(
 
     Args:
         pairs: a second text for each; where the model tells the two apart, `token_type_ids` come with them.
+
+    Raises:
+        UserError: nothing but special tokens would be left of a text.
     """
     if not texts:
         return []
+    least = tokenizer.num_special_tokens_to_add(pair=pairs is not None) + (1 if pairs is None else 2)
+    if sequence is not None and sequence < least:
+        raise UserError(f"train.sequence: {sequence} leaves no room for text; give at least {least + 7}.")
     cut: dict[str, Any] = {"truncation": True, "max_length": sequence} if sequence else {}
     given = (list(texts),) if pairs is None else (list(texts), list(pairs))
     types = pairs is not None and "token_type_ids" in tokenizer.model_input_names

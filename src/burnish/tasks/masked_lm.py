@@ -249,8 +249,10 @@ class FillMask(Task):
     ) -> list[dict[str, Any]]:
         import torch
 
+        from burnish.models.load import longest_sequence
+
         model.eval()
-        answers = []
+        answers, limit = [], longest_sequence(model.config)
         for given in asked:
             text = given["text"]
             for mask in _MASKS:
@@ -260,6 +262,11 @@ class FillMask(Task):
             if not len(places):
                 raise UserError(
                     f"{given['text'][:60]!r}: nothing is hidden; write {self.tokenizer.mask_token} for a word."
+                )
+            size = inputs["input_ids"].shape[1]
+            if limit is not None and size > limit:
+                raise UserError(
+                    f"{given['text'][:60]!r}: has {size:,} tokens, and the model {limit:,} positions. Give a shorter text."
                 )
             with torch.inference_mode():
                 logits = model(**inputs).logits[0, places].float()

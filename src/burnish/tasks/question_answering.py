@@ -364,9 +364,14 @@ def _f1(given: list[str], wanted: list[str]) -> float:
 
 
 def _trimmed(context: str, start: int, end: int) -> tuple[int, int]:
-    """Return the place of a piece of the context without the blanks around it."""
+    """Return the place of a piece of the context without the blanks around it.
+
+    >>> _trimmed("The old king.", 3, 8), _trimmed("The old king.", 3, 4)
+    ((4, 7), (4, 4))
+    """
     piece = context[start:end]
-    return int(start + len(piece) - len(piece.lstrip())), int(end - len(piece) + len(piece.rstrip()))
+    first = start + len(piece) - len(piece.lstrip())
+    return int(first), int(max(first, end - len(piece) + len(piece.rstrip())))
 
 
 def _answers(row: Row) -> list[tuple[str, int]]:

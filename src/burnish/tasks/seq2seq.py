@@ -43,6 +43,13 @@ class Seq2Seq(Task):
     auto_class = "AutoModelForSeq2SeqLM"
     special_tokens = {"pad_token": "<pad>"}
 
+    def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
+        super().__init__(settings, tokenizer, facts)
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                "model.tokenizer: it has no token that ends a text, so an answer would never end. Take another."
+            )
+
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
         return {"text": data.text, "target": data.target}
@@ -63,8 +70,6 @@ class Seq2Seq(Task):
         if getattr(model.config, "decoder_start_token_id", None) is None:
             model.config.decoder_start_token_id = pad_id(self.tokenizer)
             model.generation_config.decoder_start_token_id = pad_id(self.tokenizer)
-        if self.tokenizer.eos_token_id is None:
-            raise UserError("model.tokenizer: it has no token that ends a text, so an answer would never end.")
 
     def cuts_long_rows(self) -> bool:
         return True
@@ -167,8 +172,10 @@ class Seq2Seq(Task):
     ) -> list[dict[str, Any]]:
         import torch
 
+        from burnish.models.load import longest_sequence
+
         answers = []
-        limit = min(self.tokenizer.model_max_length, 10_000)
+        limit = min(self.tokenizer.model_max_length, longest_sequence(model.config) or 10_000)
         for number, given in enumerate(asked):  # each by itself, so an answer does not depend on what else was asked
             filled, _ = fill_up(self.tokenizer, self._inputs([given["text"]], limit))
             inputs = {name: torch.from_numpy(values).to(model.device) for name, values in filled.items()}
