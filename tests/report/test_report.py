@@ -197,6 +197,13 @@ def test_rendering_leaves_pyplot_alone_and_writes_nothing(generated: RunFolder, 
 # -- charts ------------------------------------------------------------------------------------------------------
 
 
+def test_every_figure_of_every_task_is_explained() -> None:
+    from burnish.report.facts import METRICS
+    from burnish.task import registry
+
+    assert not {name for task in registry().values() for name in getattr(task, "metric_names", ())} - METRICS.keys()
+
+
 def test_thinning_keeps_spikes_and_the_limit() -> None:
     points = [(x, 1.0) for x in range(50_001)]
     points[31_415] = (31_415, 9.0)

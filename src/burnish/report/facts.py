@@ -19,7 +19,7 @@ from burnish.units import readable_bytes
 
 #: Metric to its name in words and what it says, in one line.
 METRICS = {
-    "loss": ("loss", "Mean loss per target (cross-entropy: in nats). Lower is better; 0 is always certain and right."),
+    "loss": ("loss", "Mean loss per target (cross-entropy: in nats). Lower is better."),
     "perplexity": (
         "perplexity",
         "e to the power of the loss: as unsure as choosing evenly among this many tokens. Lower is better.",
@@ -28,7 +28,7 @@ METRICS = {
         "bits per byte",
         "Bits it takes to write down one byte of the text; comparable across tokenizers. Lower is better.",
     ),
-    "accuracy": ("accuracy", "Share of rows (or words) whose label is predicted right. Higher is better."),
+    "accuracy": ("accuracy", "Share of rows, words or pairs that are judged right. Higher is better."),
     "macro_f1": (
         "macro F1",
         "Mean over the labels of F1, the balance of precision and recall; a rare label counts as much as a common one. "
@@ -51,6 +51,24 @@ METRICS = {
     "matthews": (
         "Matthews correlation",
         "Correlation of predicted and true labels, fair to uneven labels: 1 is perfect, 0 is guessing.",
+    ),
+    "margin": (
+        "margin",
+        "By how much the better answer's reward lies above the other's, on average. Above 0 is right; higher is surer.",
+    ),
+    "mrr": (
+        "mean reciprocal rank",
+        "Mean of one over the place at which an anchor finds its positive: 1 is always first. Higher is better.",
+    ),
+    "recall_at_1": ("recall at 1", "Share of anchors that find their positive first. Higher is better."),
+    "rouge1": ("ROUGE-1", "Words that the answer shares with the reference, 0 to 1. Higher is better."),
+    "rouge2": ("ROUGE-2", "Pairs of neighbouring words that it shares, 0 to 1. Higher is better."),
+    "rougeL": ("ROUGE-L", "The longest sequence of words that it shares, 0 to 1. Higher is better."),
+    "chrf": ("chrF", "Stretches of characters that the answer shares with the reference, 0 to 100. Higher is better."),
+    "bleu": ("BLEU", "Stretches of words that it shares, 0 to 100. Higher is better."),
+    "pseudo_perplexity": (
+        "pseudo-perplexity",
+        "As perplexity, where each token in turn is hidden and guessed from all others. Lower is better.",
     ),
     "calibration_error": (
         "calibration error",
