@@ -54,8 +54,8 @@ def pair_of(row: Row) -> Pair:
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not isinstance(answer, str | list | tuple):
             raise UserError(
-                f"{row.where}: the {name} answer is {type(answer).__name__}; give text, or a list of messages with role and "
-                "content."
+                f"{row.where}: the {name} answer is {type(answer).__name__}; prompt and answers are text, or lists of messages "
+                "with role and content."
             )
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise UserError(f"{row.where}: one answer is text, the other is messages; give both the same way.")
