@@ -132,6 +132,14 @@ def test_models_that_cannot_be_had(name: str, words: str) -> None:
         model_folder(name, None)
 
 
+def test_the_nearest_folder_is_named_where_a_run_is_mistyped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runs/NAME` may be a Hub id too."""
+    (tmp_path / "runs" / "reviews").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^runs/reveiws: no such folder.*Did you mean 'reviews'"):
+        model_folder("runs/reveiws", None)
+
+
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
         model_folder(str(tmp_path), None)

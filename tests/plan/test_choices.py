@@ -112,7 +112,7 @@ def test_micro_batch_and_recomputation(
     recompute: str, rows: int, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plan of a run on a machine that has memory for so many rows, and that it is what is then computed."""
-    monkeypatch.setattr("burnish.session.refuse_what_cannot_fit", lambda *arguments: None)
+    monkeypatch.setattr("burnish.plan.make.refuse_what_cannot_fit", lambda *arguments: None)
 
     def session_with(free: float) -> Any:
         monkeypatch.setattr(derive, "_free_memory", lambda device: int(free))

@@ -42,7 +42,7 @@ def opened(asked: FrozenModel, task: Task, own: Callable[[], Any], device: str) 
     try:
         folder = model_folder(asked.path, None)
     except UserError as error:
-        raise UserError(f"{asked.setting}: {str(error).removeprefix('model.path: ')}") from error
+        raise UserError(f"{asked.setting}: {error}") from error
     if load_tokenizer(folder).get_vocab() != task.tokenizer.get_vocab():
         raise UserError(
             f"{asked.setting}: {asked.path} has other tokens than the run's model, so the two do not read the same. Take one "

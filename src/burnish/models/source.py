@@ -36,9 +36,14 @@ def model_folder(name: str, revision: str | None) -> Path:
     if path.exists():
         raise UserError(f"{name}: a model is a folder or a Hub id, and this is a file.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{name}: no such folder.{nearest(path.name, beside)}")
+        raise UserError(f"{name}: no such folder.{_beside(name)}")
     return _hub_snapshot(name, revision)
+
+
+def _beside(name: str) -> str:
+    """Return the nearest name in the folder where this one would be."""
+    path = Path(name).expanduser()
+    return nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 
 def _hub_snapshot(name: str, revision: str | None) -> Path:
@@ -55,11 +60,10 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         problem = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.path: {name!r} is no local folder, and the Hub model cannot be had ({problem}). "
-            "Give a folder, or train from scratch with --preset."
+            f"{name}: no such folder, and the Hub model cannot be had ({problem}). Give a folder or a Hub id.{_beside(name)}"
         ) from error
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.path: the Hub model {name!r} holds no config.json.")
+        raise UserError(f"{name}: the Hub model holds no config.json.")
     return folder
 
 
