@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 from markdown_it import MarkdownIt
-from runs import PAYLOAD, TABLE_BREAKER, classification_run, generation_run
 
 from burnish.report.card import escaped, fenced, hub_id, render_card
 from burnish.report.charts import MOST_POINTS, Series, line_chart, smooth, thin
 from burnish.report.page import render_report
 from burnish.run import RunFolder
+from runs import PAYLOAD, TABLE_BREAKER, classification_run, generation_run
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
 #: Attributes by which a page loads something.
