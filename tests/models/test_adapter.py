@@ -90,6 +90,7 @@ def _ids(run: burnish.Run, text: str) -> list[int]:
     return AutoTokenizer.from_pretrained(run.path / "model")(text)["input_ids"]
 
 
+@pytest.mark.filterwarnings("error:fan_in_fan_out")
 def test_the_adapter_opens_with_peft_beside_its_base(tmp_path: Path, text_file: Path, decoder: Path) -> None:
     import peft
 

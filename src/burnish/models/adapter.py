@@ -37,6 +37,8 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None
             "adapter.kind: with --freeze.layers all no layer is left for adapters; give a number of layers."
         )
     hush()
+    from transformers.pytorch_utils import Conv1D
+
     try:
         import peft
     except ImportError as error:
@@ -53,6 +55,7 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None
         lora_dropout=settings.dropout,
         target_modules=targets,
         use_dora=settings.kind == "dora",
+        fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),  # how their weights lie; else peft warns
     )
     peft.inject_adapter_in_model(made, model)
     for value in model.parameters():
