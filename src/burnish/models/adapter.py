@@ -1,9 +1,11 @@
-"""Adapters: a pretrained model stays as it is, and small matrices beside its linear layers are trained (peft)."""
+"""Adapters: a pretrained model stays as it is, and what trains stands beside it: small matrices at its linear layers (peft),
+or the rows of new tokens."""
 
 from __future__ import annotations
 
 import fnmatch
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,23 @@ from burnish.config import AdapterSettings, FreezeSettings
 from burnish.errors import UserError
 from burnish.models.freeze import lowest
 from burnish.models.quantise import dense, hush, quantise, quantised
+from burnish.models.tokens import train_rows, whole_tables
 
 _PART = ".base_layer."
 
 
-def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None:
-    """Put adapters beside the backbone's linear layers; of the model, only they and a task's own head go on training.
+def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings, new: Sequence[int] = ()) -> None:
+    """Let of a model only its adapters, the embeddings of new tokens and a task's own head go on training.
 
-    Layers that `freeze.layers` names get none, so that what they give can be kept.
+    Layers that `freeze.layers` names get no adapter, so that what they give can be kept.
+
+    Args:
+        new: ids of the new tokens; with `prompt` they are all there is.
 
     Raises:
         UserError: peft is not installed, or nothing fits the settings.
 
-    Source: Hu et al. 2022 (LoRA), Liu et al. 2024 (DoRA), Dettmers et al. 2023 (QLoRA); peft.
+    Source: Hu et al. 2022 (LoRA), Liu et al. 2024 (DoRA), Dettmers et al. 2023 (QLoRA); peft. Lester et al. 2021 (prompts).
     """
     if settings.kind == "none":
         for name, value in settings:
@@ -32,6 +38,25 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None
                     f"adapter.{name}: no adapter is asked for. Give --adapter.kind lora too, or leave it out."
                 )
         return
+    head = [] if model.get_output_embeddings() is not None else _outside(model)
+    trained = {id(value) for value in head if value.requires_grad}
+    if settings.kind == "prompt":
+        model.requires_grad_(False)
+    else:
+        _put_beside(model, settings, frozen)
+    for value in model.parameters():
+        if id(value) in trained:
+            value.requires_grad_(True)
+    if new:
+        train_rows(model, new)
+
+
+def _put_beside(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None:
+    """Put small matrices beside the backbone's linear layers.
+
+    Raises:
+        UserError: peft is not installed, or nothing fits the settings.
+    """
     if frozen.layers == "all":
         raise UserError(
             "adapter.kind: with --freeze.layers all no layer is left for adapters; give a number of layers."
@@ -47,8 +72,6 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None
     if settings.kind == "qlora":
         quantise(model, linear)
     targets = _targets(model, settings, frozen, linear)
-    head = [] if model.get_output_embeddings() is not None else _outside(model)
-    trained = {id(value) for value in head if value.requires_grad}
     made = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or 2 * settings.rank,
@@ -58,9 +81,6 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None
         fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),  # how their weights lie; else peft warns
     )
     peft.inject_adapter_in_model(made, model)
-    for value in model.parameters():
-        if id(value) in trained:
-            value.requires_grad_(True)
 
 
 def _linear(model: Any) -> list[str]:
@@ -122,16 +142,17 @@ def adapted_layers(model: Any) -> list[tuple[str, Any]]:
 
 
 def merged(model: Any) -> dict[str, Any] | None:
-    """Return the model's tensors with every adapter merged into its layer, under the names of the model without them.
+    """Return the model's tensors with what trains merged into its layers, under the names of the model without adapters.
 
     Layers of 4 bits come as the float32 weights that they stand for.
     The model itself stays bit for bit what it was. None: it has no adapters.
     """
-    layers = adapted_layers(model)
-    if not layers:
+    layers, tables = adapted_layers(model), dict(whole_tables(model))
+    if not (layers or tables):
         return None
     small = dict(quantised(model))
     weights = {f"{name.removesuffix(_PART[:-1])}.weight": dense(layer) for name, layer in small.items()}
+    weights |= {f"{name}.weight": table for name, table in tables.items()}
     for name, layer in layers:
         if layer.base_layer in small.values():
             weights[f"{name}.weight"] += layer.get_delta_weight("default").float()
@@ -145,7 +166,9 @@ def merged(model: Any) -> dict[str, Any] | None:
     own = {
         name: value
         for name, value in model.state_dict().items()
-        if ".lora_" not in name and not any(name.startswith(f"{layer}.weight") for layer in small)
+        if ".lora_" not in name
+        and ".parametrizations." not in name
+        and not any(name.startswith(f"{layer}.weight") for layer in small)
     }
     return {name.replace(_PART, "."): value for name, value in own.items()} | weights
 
@@ -153,10 +176,12 @@ def merged(model: Any) -> dict[str, Any] | None:
 def save_adapter(model: Any, folder: Path, base: str) -> None:
     """Write the adapters alone, if there are any, as peft's `PeftModel.from_pretrained(base, folder)` reads them.
 
+    With new tokens none are written: the base has no room for them.
+
     Args:
         base: the model they belong to.
     """
-    if not adapted_layers(model):
+    if not adapted_layers(model) or any(whole_tables(model)):
         return
     import peft
     from safetensors.torch import save_file

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from burnish.errors import UserError
 from burnish.models.source import make_known, read_config, with_safetensors
+from burnish.models.tokens import grow
 from burnish.units import readable_count
 
 #: Parts of a backbone that some heads do without, so that published checkpoints may lack or carry them.
@@ -152,10 +154,15 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def build(auto_class: str, config: Any, folder: Path | None) -> tuple[Any, Loaded]:
+def build(
+    auto_class: str, config: Any, folder: Path | None, beginnings: Mapping[int, Sequence[int]] | None = None
+) -> tuple[Any, Loaded]:
     """Return the model in float32 and what became of the weights in `folder` (None: fresh weights by the model's rules).
 
     New weights depend on torch's global seed.
+
+    Args:
+        beginnings: ids of tokens that the folder's model has not, each with the older ones whose mean it begins as.
 
     Raises:
         UserError: the weights are damaged, or lack part of the backbone: a silent mismatch is an error.
@@ -168,6 +175,10 @@ def build(auto_class: str, config: Any, folder: Path | None) -> tuple[Any, Loade
         return _from_config(auto_class, config), Loaded()
     attention = skeleton(auto_class, config).config._attn_implementation  # also refuses a head that does not exist
     folder = with_safetensors(folder)
+    wanted = config.get_text_config().vocab_size if beginnings else 0
+    if beginnings:
+        config = deepcopy(config)
+        config.get_text_config().vocab_size = make_config(folder, {}, None).get_text_config().vocab_size
     try:
         with quiet():
             model, info = getattr(transformers, auto_class).from_pretrained(
@@ -185,6 +196,8 @@ def build(auto_class: str, config: Any, folder: Path | None) -> tuple[Any, Loade
     mismatched = [str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in info["mismatched_keys"]]
     new = sorted({*info["missing_keys"], *mismatched})
     _refuse_holes(model, folder, new)
+    if beginnings:
+        grow(model, wanted, beginnings)
     total = len(model.state_dict())
     return model, Loaded(total - len(new), new, sorted(info["unexpected_keys"]))
 

@@ -81,9 +81,10 @@ def quantise(model: Any, names: Iterable[str]) -> None:
 def quantised(model: Any) -> list[tuple[str, Any]]:
     """Return the layers of 4 bits with their names."""
     return [
-        (name, module) for name, module in model.named_modules() if getattr(module, "weight", None) is not None
-        and getattr(module.weight, "quant_state", None) is not None and not hasattr(module, "base_layer")
-    ]  # fmt: skip
+        (name, module)
+        for name, module in model.named_modules()
+        if getattr(module._parameters.get("weight"), "quant_state", None) is not None
+    ]
 
 
 def dense(layer: Any) -> Any:

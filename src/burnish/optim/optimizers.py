@@ -94,7 +94,7 @@ def parameter_groups(
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
-        embeddings.add(id(output.weight))
+        embeddings |= {id(p) for p in output.parameters() if p.ndim == 2}
     scales = [_scale(text) for text in settings.lr_scale]
     depth = _depths(model)
     groups: dict[tuple[str, float], dict[str, Any]] = {}
