@@ -74,6 +74,8 @@ class ModelSettings(Settings):
     """Tokenizer folder or Hub id. Default: the model's own; from scratch, one is trained on the data."""
     vocab_size: int | None = Field(None, ge=257, le=2_000_000)
     """Size of the vocabulary of a model from scratch. Default: the preset's."""
+    added_tokens: Texts = ()
+    """Texts that a pretrained model's tokenizer shall read as one token each, exactly as they are written here."""
     context: int | None = Field(None, ge=2)
     """Positions a pretrained model shall have; its rotary angles are scaled to reach them."""
     rope: Literal["yarn", "linear"] = "yarn"
@@ -152,11 +154,11 @@ class FreezeSettings(Settings):
 
 
 class AdapterSettings(Settings):
-    """Small matrices that are trained beside a pretrained model's linear layers, which stay as they are."""
+    """A few numbers that are trained beside a pretrained model, which stays as it is."""
 
-    kind: Literal["none", "lora", "dora", "qlora"] = "none"
+    kind: Literal["none", "lora", "dora", "qlora", "prompt"] = "none"
     """lora: a product of two narrow matrices is added to a layer; dora: the same, with the layer's norms learned apart; qlora:
-    the layers themselves are kept in 4 bits."""
+    the layers themselves are kept in 4 bits; prompt: virtual tokens stand before every text, and only they are learned."""
     rank: int = Field(16, ge=1, le=4096)
     """Width between the two matrices."""
     alpha: int | None = Field(None, ge=1)
@@ -165,6 +167,8 @@ class AdapterSettings(Settings):
     """Dropout of what goes into the adapters."""
     targets: Texts = ()
     """Linear layers that get one, by patterns of their names (`*attention*`). Default: all of the backbone."""
+    tokens: int = Field(20, ge=1, le=10_000)
+    """Virtual tokens of a prompt."""
 
 
 class OptimSettings(Settings):

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from burnish.config import Config, config_class, merge, normalise, parse
+from burnish.config import Config, ModelSettings, config_class, merge, normalise, parse
+from burnish.data.new_tokens import beginnings
 from burnish.data.prepare import Splits, encode, find_rows, read_rows
 from burnish.data.rows import checked_input
 from burnish.data.store import Store
@@ -198,7 +199,8 @@ class Opened:
         path = self._began.get("path")
         source = model_folder(path, self._began.get("revision")) if path else None
         torch.manual_seed(self.config.run.seed)
-        return build(self.task_class.auto_class, make_config(self.folder, {}, None), source)[0]
+        began = beginnings(self.task.tokenizer, self.config.model_copy(update={"model": ModelSettings(**self._began)}))
+        return build(self.task_class.auto_class, make_config(self.folder, {}, None), source, began)[0]
 
 
 def _task_of(folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from burnish.config import Config
 from burnish.data.loader import Loader
+from burnish.data.new_tokens import beginnings, extend, refuse_new_tokens
 from burnish.data.order import permutation
 from burnish.data.prepare import documents, encode, find_rows, tokenizer_cache
 from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokenizer
@@ -31,6 +32,7 @@ from burnish.models.freeze import freeze, set_training_mode, thawing
 from burnish.models.load import Loaded, build, quiet
 from burnish.models.precision import Weights
 from burnish.models.source import model_folder
+from burnish.models.tokens import put_together
 from burnish.ops.dropout import swap_dropout
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
@@ -74,6 +76,7 @@ class Session:
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
         if config.model.preset is not None:
             preset_of(config)
+        refuse_new_tokens(config, self.task_class)
         self.splits = find_rows(config, self.task_class)
         if stored and stored.data["fingerprint"] != self.splits.fingerprint:
             raise UserError(
@@ -81,8 +84,12 @@ class Session:
             )
         facts = stored.facts if stored else self.task_class.learn(self.splits.train, config.task)
         tokenizer = self._tokenizer()
+        if not self.resuming:
+            extend(tokenizer, config)
+        self.beginnings = beginnings(tokenizer, config)
         self.task = self.task_class(config.task, tokenizer, facts)
-        self.model_config = model_config(config, self.source, self.task.model_options(), tokenizer)
+        options, new = self.task.model_options(), len(self.beginnings)
+        self.model_config = model_config(config, self.source, options, tokenizer, new)
         sequence = stored.sequence if stored else choose_sequence(config, self.model_config)[0]
         self.stores = encode(config, self.task, self.splits, sequence, self.terminal.say)
         if stored:
@@ -90,7 +97,8 @@ class Session:
             for note in changes(self.folder.read_json(self.folder.environment), config.run.threads, stored.threads):
                 self.terminal.say(note, style="yellow")
         else:
-            self.plan = make_plan(config, self.task, self.model_config, self.splits, self.stores, self.folder, sequence)
+            given = self.splits, self.stores, self.folder, sequence, list(self.beginnings)
+            self.plan = make_plan(config, self.task, self.model_config, *given)
 
     def _tokenizer(self) -> Any:
         model = self.config.model
@@ -145,7 +153,7 @@ class Session:
         self._ask_frozen()
         model, self.loaded = self._first_model()
         model.to(plan.device)
-        adapt(model, config.adapter, config.freeze)
+        adapt(model, config.adapter, config.freeze, list(self.beginnings))
         self.frozen = freeze(model, config.freeze)
         self.thaw = thawing(model, config.freeze, self.frozen)
         if plan.device == "cpu":
@@ -171,7 +179,7 @@ class Session:
         import torch
 
         torch.manual_seed(self.config.run.seed)
-        return build(self.task_class.auto_class, self.model_config, self.source)
+        return build(self.task_class.auto_class, self.model_config, self.source, self.beginnings)
 
     def _ask_frozen(self) -> None:
         """Let the frozen model that the task asks answer every row, where it has not done so before.
@@ -436,7 +444,8 @@ class Session:
                 ranges[split] = intervals(self.task, records)
                 figures += [{"split": split, **figure} for figure in self.task.figures(records)]
         metrics["intervals"] = ranges
-        figures += self.task.samples(self.job.model, self.config.generate)
+        with put_together():
+            figures += self.task.samples(self.job.model, self.config.generate)
         write_json(folder.figures, {"metrics": metrics, "figures": figures})
         write_atomic(folder.report, page.render_report(folder))
         write_atomic(folder.card, card.render_card(folder))

@@ -106,6 +106,8 @@ class Task(ABC):
 
     asks: ClassVar[tuple[str, ...]] = ("text",)
     """The columns a prediction needs, of those in `columns`; the first may be given alone, as plain text."""
+    takes_prompt: ClassVar[bool] = False
+    """Whether the virtual tokens of `adapter.kind: prompt` can stand before its texts (`burnish.data.new_tokens`)."""
     special_tokens: ClassVar[dict[str, str]] = {}
     """What a tokenizer that is trained for this task has beside the end of a text, by transformers' names."""
 

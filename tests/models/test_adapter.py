@@ -153,7 +153,7 @@ def test_layers_that_are_frozen_get_no_adapter() -> None:
             "adapter.targets: nowhere[*] matches no linear layer of the model; they are",
         ),
         ({"kind": "lora"}, {"layers": "all"}, "adapter.kind: with --freeze.layers all no layer is left for adapters"),
-        ({"kind": "lore"}, {}, "adapter.kind: .* 'none', 'lora', 'dora' or 'qlora'"),
+        ({"kind": "lore"}, {}, "adapter.kind: .* 'none', 'lora', 'dora', 'qlora' or 'prompt'"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(

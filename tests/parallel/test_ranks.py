@@ -23,6 +23,7 @@ from burnish.cli import main
 from burnish.data.loader import Loader
 from burnish.engine import checkpoint, loop
 from burnish.errors import GuardError, UserError
+from burnish.models.adapter import merged
 from burnish.parallel import launch
 from burnish.session import Session
 from burnish.terminal import Terminal
@@ -190,6 +191,37 @@ def test_two_ranks_compare_and_ask_as_one_does(
     losses, weights = differences(two, one, start)
     assert losses <= TOLERANCE and weights <= 2 * TOLERANCE
     assert two.metrics["validation"] == pytest.approx(one.metrics["validation"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"adapter": {"kind": "prompt", "tokens": 3}},
+        {"adapter": {"kind": "lora"}, "model": {"added_tokens": ["<user>"]}},
+    ],
+)
+def test_two_ranks_train_the_rows_of_new_tokens_as_one_does(
+    given: dict[str, Any], reviews_file: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """The table of which they are rows is spread over the ranks, and so are they."""
+    given = given | {"model": {"path": str(tiny_bert), **given.get("model", {})}, "data": str(reviews_file)}
+    given["train"] = {"batch": 5, "micro_batch": 2, "length": "18 rows", "precision": "fp32", "dropout": 0.0}
+    given["optim"] = {"lr": 1e-3, "eps": 1e-6}
+    session = session_of("text-classification", tmp_path / "none", **given)
+    start = merged(session.fit.model)
+    assert start is not None
+    one, two = (
+        burnish.train(
+            "text-classification",
+            terminal=Terminal(quiet=True),
+            **given,
+            run={"dir": str(tmp_path / f"{ranks}")},
+            parallel={"ranks": ranks},
+        )
+        for ranks in (1, 2)
+    )
+    losses, weights = differences(two, one, start)
+    assert losses <= TOLERANCE and weights <= 2 * TOLERANCE
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from burnish.data.new_tokens import opened
 from burnish.errors import UserError, nearest, unknown
 
 Message = dict[str, Any]
@@ -40,10 +41,10 @@ def set_template(tokenizer: Any, wanted: str) -> None:
         end = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else tokenizer.eos_token
         if end is None:
             raise UserError("task.template: the tokenizer has no token that ends an answer; take another tokenizer.")
-        tokenizer.chat_template = TEMPLATES[wanted].replace("END", repr(end))
+        tokenizer.chat_template = opened(tokenizer, TEMPLATES[wanted].replace("END", repr(end)))
     elif path.is_file():
         try:
-            tokenizer.chat_template = path.read_text(encoding="utf-8")
+            tokenizer.chat_template = opened(tokenizer, path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"task.template: {wanted} cannot be read as UTF-8 text; give a file with a Jinja template."

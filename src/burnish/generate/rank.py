@@ -11,6 +11,7 @@ from itertools import takewhile
 from typing import Any
 
 from burnish.config import GenerateSettings
+from burnish.data.new_tokens import opened
 from burnish.errors import UserError
 from burnish.generate.sample import sample
 from burnish.task import Row
@@ -104,7 +105,10 @@ def rate(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[float]:
     chances: list[float] = []
     for start in range(0, len(prompts), _AT_ONCE):
         ways = [
-            tokenizer([f"{prompt} {rating}" for prompt in prompts[start : start + _AT_ONCE]], add_special_tokens=False)
+            tokenizer(
+                [opened(tokenizer, f"{prompt} {rating}") for prompt in prompts[start : start + _AT_ONCE]],
+                add_special_tokens=False,
+            )
             for rating in (1, 0)
         ]
         pairs = list(zip(*(way["input_ids"] for way in ways), strict=True))

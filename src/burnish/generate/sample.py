@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from burnish.config import GenerateSettings
+from burnish.data.new_tokens import opened, opening_ids
 from burnish.errors import UserError
 from burnish.models.load import longest_sequence
 
@@ -45,7 +46,8 @@ def sample(
     import torch
 
     model.eval()
-    limit = longest_sequence(model.config) or 10**9
+    first = opening_ids(tokenizer)
+    limit = (longest_sequence(model.config) or 10**9) - len(first)
     new_tokens = min(settings.max_tokens, limit - 1)
     end = tokenizer.eos_token_id if end is None else end
     config = generation_config(model, tokenizer, settings, new_tokens, TEMPERATURE)
@@ -55,8 +57,8 @@ def sample(
             "above 0 and one of --generate.beams."
         )
     config.eos_token_id, config.num_return_sequences = end, count
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [end if end is not None else 0]
-    ids = ids[-(limit - new_tokens) :]
+    read = tokenizer(opened(tokenizer, prompt), add_special_tokens=False)["input_ids"][len(first) :]
+    ids = [*first, *(read or [end if end is not None else 0])[-(limit - new_tokens) :]]
     inputs = torch.tensor([ids], device=model.device)
     torch.manual_seed(seed)
     with torch.inference_mode():
@@ -108,7 +110,7 @@ def generation_config(
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end if end is not None else 0,
         bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
-        suppress_tokens=list(range(known, vocabulary)) or None,  # ids of the model that stand for no token
+        suppress_tokens=[*opening_ids(tokenizer), *range(known, vocabulary)] or None,  # these stand for no text
     )
 
 

@@ -11,12 +11,13 @@ from burnish.models.dial import preset_of
 from burnish.models.load import make_config, stretch
 
 
-def model_config(config: Config, source: Path | None, options: dict[str, Any], tokenizer: Any) -> Any:
+def model_config(config: Config, source: Path | None, options: dict[str, Any], tokenizer: Any, new: int = 0) -> Any:
     """Return the transformers config of the model that a run trains.
 
     Args:
         source: folder of the pretrained model; None: from scratch.
         options: what the task wants of it.
+        new: how many of the tokenizer's tokens the model has yet to get (`burnish.models.load.build`).
 
     Raises:
         UserError: the settings ask for what this model has not, or it cannot read the tokenizer's text.
@@ -39,9 +40,11 @@ def model_config(config: Config, source: Path | None, options: dict[str, Any], t
     vocabulary = getattr(made.get_text_config(), "vocab_size", None)
     if vocabulary is None:
         raise UserError(f"model: a {made.model_type} has no vocabulary, so it reads no text. Take a model of text.")
-    if len(tokenizer) > vocabulary:
+    if len(tokenizer) - new > vocabulary:
         raise UserError(
-            f"model.tokenizer: it has {len(tokenizer):,} tokens, the model has room for {vocabulary:,}. "
+            f"model.tokenizer: it has {len(tokenizer) - new:,} tokens, the model has room for {vocabulary:,}. "
             "Give the model's own tokenizer, or --model.vocab-size from scratch."
         )
+    if new:
+        made.get_text_config().vocab_size = max(vocabulary, len(tokenizer))
     return made

@@ -126,8 +126,18 @@ def choose_sequence(config: Config, model_config: Any) -> tuple[int, str]:
     """Return the longest sequence in tokens, and why.
 
     Raises:
-        UserError: longer than the model's positions.
+        UserError: longer than the model's positions, or mostly filled by virtual tokens.
     """
+    sequence, why = _sequence(config, model_config)
+    if config.adapter.kind == "prompt" and 2 * config.adapter.tokens + 4 > sequence:  # half, beside special tokens
+        raise UserError(
+            f"adapter.tokens: {config.adapter.tokens} virtual tokens fill more than half of a sequence of {sequence}. Give at "
+            f"most {max(1, sequence // 2 - 2)}, or a larger --train.sequence."
+        )
+    return sequence, why
+
+
+def _sequence(config: Config, model_config: Any) -> tuple[int, str]:
     limit = longest_sequence(model_config)
     if config.train.sequence is not None:
         if limit is not None and config.train.sequence > limit:
@@ -148,6 +158,8 @@ def choose_lr(config: Config, model: Any) -> tuple[float, str]:
     if config.model.path is None:
         rate = 0.003239 - 0.0001395 * math.log(parameter_count(model))
         return float(f"{max(rate, 1e-4):.2g}"), "from scratch: 0.003239 - 0.0001395 ln N (Kaplan et al. 2020, eq. D.1)"
+    if config.adapter.kind == "prompt":
+        return 1e-2, "virtual tokens alone train, and have far to go"
     if config.adapter.kind != "none":
         return 5e-4, "adapters start from nothing, so they take about ten times the rate of fine-tuning"
     if trainable_count(model) < 0.02 * parameter_count(model):
@@ -230,11 +242,11 @@ def flops_per_position(model: Any, model_config: Any, sequence: float) -> float:
     from torch import nn
 
     text = model_config.get_text_config()
-    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     matrices = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in looked_up]
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is not None and id(head.weight) in looked_up:
-        matrices.append(head.weight)
+    if head is not None:
+        matrices += [p for p in head.parameters() if id(p) in looked_up]
     chosen = getattr(text, "num_experts_per_tok", None)
     sizes = [p.numel() * chosen / p.shape[0] if chosen and p.ndim == 3 else p.numel() for p in matrices]
     forward = sum(2.0 * size for size in sizes)

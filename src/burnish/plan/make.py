@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from burnish.config import Config
@@ -42,8 +43,12 @@ def make_plan(
     stores: dict[str, Store],
     folder: RunFolder,
     sequence: int,
+    new: Sequence[int],
 ) -> Plan:
     """Return all that is derived before the model is built, with the reasons.
+
+    Args:
+        new: ids of the tokens that the pretrained model has not.
 
     Raises:
         UserError: a setting names what is not there, or the run cannot fit this machine.
@@ -56,7 +61,7 @@ def make_plan(
     why["sequence"] = choose_sequence(config, model_config)[1]
     model = skeleton(task.auto_class, model_config)
     total = parameter_count(model)
-    adapt(model, config.adapter, config.freeze)
+    adapt(model, config.adapter, config.freeze, new)
     thawing(model, config.freeze, freeze(model, config.freeze))  # refuses what the model has not
     Optimizers(model, config.optim, 1.0)  # refuses unknown names and patterns
     refuse_ranks(config)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from burnish.data.new_tokens import virtual_tokens
 from burnish.report.facts import Facts, environment_rows, metric_words, number, read_facts, template, time_words
 from burnish.run import RunFolder
 
@@ -170,6 +171,11 @@ def _example(facts: Facts) -> str:
     )
 
 
+def _read(facts: Facts) -> str:
+    """Return Python source of the example as the model reads it: with its virtual tokens, if it has any."""
+    return _text("".join(virtual_tokens(facts.config)) + _example(facts))
+
+
 def _text(value: Any) -> str:
     """Return Python source of a text; JSON's double-quoted form is one."""
     return json.dumps(str(value), ensure_ascii=False)
@@ -209,7 +215,7 @@ def _generation_usage(facts: Facts) -> str:
 folder = {_text(facts.folder.model)}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-inputs = tokenizer({_text(_example(facts))}, add_special_tokens=False, return_tensors="pt")
+inputs = tokenizer({_read(facts)}, add_special_tokens=False, return_tensors="pt")
 output = model.generate(
     input_ids=inputs["input_ids"],
     attention_mask=inputs["attention_mask"],
@@ -228,7 +234,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 folder = {_text(facts.folder.model)}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-inputs = tokenizer({_text(_example(facts))}, truncation=True, max_length={facts.plan["sequence"]}, return_tensors="pt")
+inputs = tokenizer({_read(facts)}, truncation=True, max_length={facts.plan["sequence"]}, return_tensors="pt")
 with torch.inference_mode():
     probabilities = model(**inputs).logits.softmax(-1)[0]
 best = int(probabilities.argmax())

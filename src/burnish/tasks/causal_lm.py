@@ -12,6 +12,7 @@ from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings, TaughtSettings
 from burnish.data.chat import answers, conversation, end_of_turn, set_template, written
+from burnish.data.new_tokens import opened, opening_ids
 from burnish.errors import UserError
 from burnish.generate.rank import check_ratings, ranked
 from burnish.generate.sample import TEMPERATURE, generate
@@ -57,6 +58,7 @@ class TextGeneration(Task):
     Settings = CausalLmSettings
     auto_class = "AutoModelForCausalLM"
     asks = ("messages", "text")
+    takes_prompt = True
     metric_names = ("bits_per_byte", "loss", "perplexity")
     lower_is_better = frozenset({"loss", "perplexity", "bits_per_byte"})
 
@@ -130,6 +132,8 @@ class TextGeneration(Task):
         if self.facts.get("paired"):
             yield from self._pairs(rows, sequence, end)
             return
+        first = opening_ids(self.tokenizer)
+        sequence -= len(first)
         stride = sequence if training else max(1, sequence - int(sequence * self.settings.context))
         ids: list[int] = [end]  # the context of the very first token
         bytes_at: list[int] = [0]
@@ -142,18 +146,18 @@ class TextGeneration(Task):
             bytes_at += [after - before for before, after in pairwise(edges)]
             places += [where] * len(tokens)
             while len(ids) > sequence:
-                yield self._example(ids, bytes_at, places, sequence + 1, scored)
+                yield self._example(first, ids, bytes_at, places, sequence + 1, scored)
                 scored = 1 + sequence - stride
                 del ids[:stride], bytes_at[:stride], places[:stride]
         if len(ids) > scored:
-            yield self._example(ids, bytes_at, places, len(ids), scored)
+            yield self._example(first, ids, bytes_at, places, len(ids), scored)
 
     def _example(
-        self, ids: list[int], bytes_at: list[int], places: list[str], length: int, scored: int
+        self, first: list[int], ids: list[int], bytes_at: list[int], places: list[str], length: int, scored: int
     ) -> tuple[Example, str]:
         example = {
-            "input_ids": np.array(ids[:length]),
-            "context": np.array([scored - 1]),
+            "input_ids": np.array(first + ids[:length]),
+            "context": np.array([len(first) + scored - 1]),
             "bytes": np.array([sum(bytes_at[scored:length])]),
         }
         return example, places[scored]
@@ -164,12 +168,12 @@ class TextGeneration(Task):
         Raises:
             UserError: a prompt leaves no room for its text.
         """
-        remaining = iter(rows)
+        remaining, first = iter(rows), opening_ids(self.tokenizer)
         while waiting := list(islice(remaining, _ENCODED_AT_ONCE)):
             texts = [row.values["text"] for row in waiting]
-            prompts = self._ids([str(row.values["prompt"]) for row in waiting])
+            prompts = self._ids([opened(self.tokenizer, str(row.values["prompt"])) for row in waiting])
             for row, before, after in zip(waiting, prompts, self._ids(texts), strict=True):
-                before = before or [end]
+                before = before if len(before) > len(first) else [*first, end]
                 if len(before) > sequence:
                     raise UserError(
                         f"{row.where}: the prompt has {len(before):,} tokens, which leaves no room for the text in a "

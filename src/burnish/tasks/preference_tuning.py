@@ -58,6 +58,7 @@ class PreferenceTuning(TextGeneration):
     Settings = PreferenceTuningSettings
     asks = ("given",)
     opens_by_default = False
+    takes_prompt = False
     metric_names = ("accuracy", "margin", "loss")
     lower_is_better = frozenset({"loss"})
 

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings, TaughtSettings
+from burnish.data.new_tokens import opened
 from burnish.data.tokenizer import encode_texts, fill_up, pad_id
 from burnish.errors import UserError, nearest
 from burnish.task import Batch, Example, FrozenModel, Records, Row, Task
@@ -50,6 +51,7 @@ class TextClassification(Task):
     Settings = TextClassificationSettings
     auto_class = "AutoModelForSequenceClassification"
     asks = ("text", "pair")
+    takes_prompt = True
     metric_names = ("accuracy", "loss", "macro_f1", "matthews", "calibration_error")
     lower_is_better = frozenset({"loss", "calibration_error", "mean_absolute_error"})
 
@@ -133,7 +135,7 @@ class TextClassification(Task):
 
     def _inputs(self, rows: Sequence[Mapping[str, Any]], sequence: int) -> list[Example]:
         pairs = [row["pair"] for row in rows] if rows and "pair" in rows[0] else None
-        return encode_texts(self.tokenizer, [row["text"] for row in rows], sequence, pairs)
+        return encode_texts(self.tokenizer, [opened(self.tokenizer, row["text"]) for row in rows], sequence, pairs)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         import torch
