@@ -153,6 +153,13 @@ def test_layers_that_are_frozen_get_no_adapter() -> None:
             "adapter.targets: nowhere[*] matches no linear layer of the model; they are",
         ),
         ({"kind": "lora"}, {"layers": "all"}, "adapter.kind: with --freeze.layers all no layer is left for adapters"),
+        ({"rank": 4}, {}, "adapter.rank: adapter.kind none has none. Give --adapter.kind lora, or leave it out"),
+        (
+            {"kind": "prompt", "tokens": 4, "rank": 4},
+            {},
+            "adapter.rank: adapter.kind prompt has none. Give --adapter.kind lora",
+        ),
+        ({"kind": "dora", "tokens": 4}, {}, "adapter.tokens: adapter.kind dora has none. Give --adapter.kind prompt"),
         ({"kind": "lore"}, {}, "adapter.kind: .* 'none', 'lora', 'dora', 'qlora' or 'prompt'"),
     ],
 )

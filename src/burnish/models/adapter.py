@@ -27,16 +27,12 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings, new: Se
         new: ids of the new tokens; with `prompt` they are all there is.
 
     Raises:
-        UserError: peft is not installed, or nothing fits the settings.
+        UserError: peft is not installed, or nothing fits the settings, or one belongs to another kind of adapter.
 
     Source: Hu et al. 2022 (LoRA), Liu et al. 2024 (DoRA), Dettmers et al. 2023 (QLoRA); peft. Lester et al. 2021 (prompts).
     """
+    _refuse_unused(settings)
     if settings.kind == "none":
-        for name, value in settings:
-            if value != getattr(AdapterSettings(), name):
-                raise UserError(
-                    f"adapter.{name}: no adapter is asked for. Give --adapter.kind lora too, or leave it out."
-                )
         return
     head = [] if model.get_output_embeddings() is not None else _outside(model)
     trained = {id(value) for value in head if value.requires_grad}
@@ -49,6 +45,24 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings, new: Se
             value.requires_grad_(True)
     if new:
         train_rows(model, new)
+
+
+def _refuse_unused(settings: AdapterSettings) -> None:
+    """Refuse settings of another kind of adapter.
+
+    Raises:
+        UserError: names the first.
+    """
+    unused = {
+        "none": {"rank", "alpha", "dropout", "targets", "tokens"},
+        "prompt": {"rank", "alpha", "dropout", "targets"},
+    }
+    for name, value in settings:
+        if name in unused.get(settings.kind, {"tokens"}) and value != getattr(AdapterSettings(), name):
+            kind = "prompt" if name == "tokens" else "lora"
+            raise UserError(
+                f"adapter.{name}: adapter.kind {settings.kind} has none. Give --adapter.kind {kind}, or leave it out."
+            )
 
 
 def _put_beside(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None:
