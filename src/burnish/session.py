@@ -15,7 +15,7 @@ from burnish.data.prepare import documents, encode, find_rows, tokenizer_cache
 from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokenizer
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit
-from burnish.engine.frozen import Asked, opened
+from burnish.engine.frozen import ask, opened
 from burnish.engine.guard import StopSignal
 from burnish.engine.hooks import Evaluate, Gradually, Log, ObeySignals, Save, sweep
 from burnish.engine.loop import Hook, Job, State, train
@@ -39,7 +39,7 @@ from burnish.optim.schedules import Schedule
 from burnish.parallel.group import ALONE, Group
 from burnish.plan.derive import Plan, choose_sequence, limits_of_exactness
 from burnish.plan.make import make_plan
-from burnish.plan.show import changes, end_rows, plan_rows, profile_rows
+from burnish.plan.show import changes, end_rows, left_out_rows, plan_rows, profile_rows
 from burnish.run import RunFolder, replace_folder, write_atomic, write_json
 from burnish.task import Task
 from burnish.terminal import StepNote, Terminal
@@ -118,23 +118,11 @@ class Session:
 
     def show_plan(self) -> None:
         """Print what will happen and why."""
-        plan = self.plan
-        rows = plan_rows(plan, self.config, str(self.folder), limits_of_exactness(self.model_config))
-        if self.task.cuts_long_rows():
-            store = self.stores["train"]
-            cut = int(
-                store.values("cut").sum() if "cut" in store.features else (store.lengths() >= plan.sequence).sum()
-            )
-            if cut:
-                advice = "what lies beyond is not read; --train.sequence sets the limit"
-                rows.insert(4, ("long rows", f"{cut:,} training rows reach {plan.sequence} tokens and are cut", advice))
-        if self.splits.broken:
-            first = self.splits.broken[0]
-            rows.insert(4, ("broken rows", f"{len(self.splits.broken)} skipped", f"{first.where}: {first.reason}"))
-        title = "Resuming" if self.resuming else "Plan"
+        rows = plan_rows(self.plan, self.config, str(self.folder), limits_of_exactness(self.model_config))
         if dial := dial_of(self.config):
             rows[2:2] = dial.rows()
-        self.terminal.facts(f"{title}: {self.task_class.name}", rows)
+        rows[4:4] = left_out_rows(self.splits, self.stores["train"], self.plan, self.task.cuts_long_rows())
+        self.terminal.facts(f"{'Resuming' if self.resuming else 'Plan'}: {self.task_class.name}", rows)
 
     def build(self) -> None:
         """Make the model, freshly or from its weights, and try how it can be computed.
@@ -193,18 +181,8 @@ class Session:
         model = opened(asked, self.task, lambda: self._first_model()[0], plan.device)
         if asked.path is None and self.config.adapter.kind == "qlora":  # the run's model begins with weights of 4 bits
             adapt(model, self.config.adapter, self.config.freeze)
-        frozen = Asked(model, asked, self.task, self.stores["train"], plan.device)
-        if plan.frozen and plan.frozen["weights"] != frozen.weights:
-            raise UserError(
-                f"{asked.setting}: the frozen model has changed since this run began. Put it back, or give another --run.dir."
-            )
-        precision = frozen.settle(self.config.train.packing, (plan.frozen or {}).get("precision", plan.precision))
-        plan.frozen = {"weights": frozen.weights, "precision": precision}
-        stores = self.stores if asked.scores else {"train": self.stores["train"]}
-        with self.terminal.progress("frozen model", sum(map(len, stores.values()))):
-            filled = frozen.remember(stores, self.terminal.advance)
-        for split, one in filled.items():
-            self.terminal.say(f"answers of the frozen model to {one.rows:,} {split} rows: {one.hits}")
+        wanted = self.config.train.packing, plan.precision
+        plan.frozen = ask(model, asked, self.task, self.stores, plan.device, wanted, plan.frozen, self.terminal)
 
     # -- begin ---------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from burnish.models.precision import round_to_bf16
 from burnish.models.quantise import scales
 from burnish.models.source import model_folder
 from burnish.task import Batch, FrozenModel, Task
+from burnish.terminal import Terminal
 
 
 def opened(asked: FrozenModel, task: Task, own: Callable[[], Any], device: str) -> Any:
@@ -128,6 +129,40 @@ class Asked(Fit):
                 "a folder that can be written and has room."
             ) from error
         return filled
+
+
+def ask(
+    model: Any,
+    asked: FrozenModel,
+    task: Task,
+    stores: Mapping[str, Store],
+    device: str,
+    wanted: tuple[str, str],
+    before: Mapping[str, Any] | None,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """Let a frozen model answer every row that it has not answered yet; return its digest and arithmetic, for the plan.
+
+    Args:
+        wanted: the setting `train.packing`, and the arithmetic of the run.
+        before: what was returned when the run began.
+
+    Raises:
+        UserError: it cannot be asked, or is another one than when the run began.
+    """
+    frozen = Asked(model, asked, task, stores["train"], device)
+    if before and before["weights"] != frozen.weights:
+        raise UserError(
+            f"{asked.setting}: the frozen model has changed since this run began. Put it back, or give another --run.dir."
+        )
+    packing, precision = wanted
+    precision = frozen.settle(packing, (before or {}).get("precision", precision))
+    chosen = stores if asked.scores else {"train": stores["train"]}
+    with terminal.progress("frozen model", sum(map(len, chosen.values()))):
+        filled = frozen.remember(chosen, terminal.advance)
+    for split, one in filled.items():
+        terminal.say(f"answers of the frozen model to {one.rows:,} {split} rows: {one.hits}")
+    return {"weights": frozen.weights, "precision": precision}
 
 
 def _seen(batch: Batch) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from burnish.config import Config
+from burnish.data.prepare import Splits
+from burnish.data.store import Store
 from burnish.env import versions
 from burnish.optim.schedules import Schedule
 from burnish.plan.derive import Plan
@@ -65,6 +67,24 @@ def plan_rows(plan: Plan, config: Config, run: str, exactness: str) -> Rows:
         ),
         ("exactness", exactness, ""),
     ]
+
+
+def left_out_rows(splits: Splits, store: Store, plan: Plan, cuts: bool) -> Rows:
+    """Return which training rows are cut or passed over.
+
+    Args:
+        store: of the training rows.
+        cuts: whether the task drops what does not fit into a sequence.
+    """
+    rows = []
+    if splits.broken:
+        first = splits.broken[0]
+        rows.append(("broken rows", f"{len(splits.broken)} skipped", f"{first.where}: {first.reason}"))
+    counted = store.values("cut") if "cut" in store.features else store.lengths() >= plan.sequence
+    if cuts and (cut := int(counted.sum())):
+        advice = "what lies beyond is not read; --train.sequence sets the limit"
+        rows.append(("long rows", f"{cut:,} training rows reach {plan.sequence} tokens and are cut", advice))
+    return rows
 
 
 def end_rows(metrics: dict[str, Any]) -> Rows:
