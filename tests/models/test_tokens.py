@@ -67,7 +67,8 @@ def test_only_new_rows_train_and_merged_logits_are_those_with_them(kind: str, au
     if kind == "qlora" and family in ("gpt2", "t5"):
         pytest.skip("no form of 4 bits: Conv1D, and T5, which casts what comes in to the type of a layer's weights")
     model, plain = grown(auto_class, family), grown(auto_class, family)
-    adapt(model, AdapterSettings(kind=kind), FreezeSettings(), list(NEW))
+    narrow: dict[str, Any] = {} if kind == "prompt" else {"rank": 4}
+    adapt(model, AdapterSettings(kind=kind, **narrow), FreezeSettings(), list(NEW))
     trains = {name for name, value in model.named_parameters() if value.requires_grad}
     tied = family != "llama"
     rows = [name for name in trains if name.endswith(".rows")]
