@@ -84,7 +84,7 @@ def _put_beside(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -
         raise UserError('adapter.kind: adapters need the package peft: pip install "burnish[adapters]".') from error
     linear = _linear(model)
     if settings.kind == "qlora":
-        quantise(model, linear)
+        quantise(model, _shrinking(model))
     targets = _targets(model, settings, frozen, linear)
     made = peft.LoraConfig(
         r=settings.rank,
@@ -112,12 +112,18 @@ def _linear(model: Any) -> list[str]:
     ]
 
 
+def _shrinking(model: Any) -> list[str]:
+    """Return those of the linear layers that take 4 bits: not where the architecture computes by their weights' own type."""
+    wanted = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    return [name for name in _linear(model) if not wanted & set(name.split("."))]
+
+
 def quantised_count(model: Any, settings: AdapterSettings) -> int:
     """Return how many weights of a model are kept in 4 bits."""
     if settings.kind != "qlora":
         return 0
     inside = {
-        name.removesuffix(_PART[:-1]): model.get_submodule(name) for name in _linear(model) if "lora_" not in name
+        name.removesuffix(_PART[:-1]): model.get_submodule(name) for name in _shrinking(model) if "lora_" not in name
     }
     return sum(layer.weight.numel() for layer in inside.values())
 
