@@ -134,7 +134,8 @@ def shrunk(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
     else:
         lines = (json.dumps(dict(row.values), ensure_ascii=False) for row in rows)
         data.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    values["data"] = {**{name: name for name in rows[0].values}, "train": str(data), "holdout": "20%"}
+    split_by = {name: values["data"][name] for name in ("holdout", "stratify", "group") if name in values["data"]}
+    values["data"] = {**{name: name for name in rows[0].values}, **split_by, "train": str(data)}
     for group, changed in settings.items():
         values[group] = {**values.get(group, {}), **changed}
     target = folder / recipe.name

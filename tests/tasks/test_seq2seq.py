@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_the_figures_are_sacrebleus(words_file: Path, tmp_path: Path) -> None:
 
 
 def test_rouge_by_hand() -> None:
-    task: Any = Summarization(Summarization.Settings(), None, {})
+    task: Any = Summarization(Summarization.Settings(), SimpleNamespace(eos_token_id=1), {})
     records = {
         "nats": np.ones(2), "targets": np.ones(2), "answer": _texts(["the cat sat", "a b c d"]),
         "truth": _texts(["the cat ran", "a c d"]),
