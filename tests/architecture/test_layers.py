@@ -28,3 +28,13 @@ def test_the_way_to_the_optimizer_is_short() -> None:
     source = ROOT / "src" / "burnish"
     code = [line for name in files for line in (source / name).read_text().splitlines() if line.strip()]
     assert len(code) < 1500
+
+
+def test_a_wrong_setting_is_refused_before_torch_is_imported() -> None:
+    """All tasks are known and the settings read by then; torch is imported later, out of the collector's sight."""
+    code = (
+        "import sys\nfrom burnish.api import resolve\n"
+        "resolve('text-generation', {'preset': 'gpt2-nano', 'model': {'compute': 1e13}, 'data': 'x'})\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -11,7 +11,6 @@ from typing import Any
 
 from burnish.errors import UserError
 from burnish.models.source import make_known, read_config, with_safetensors
-from burnish.models.tokens import grow
 from burnish.units import readable_count
 
 #: Parts of a backbone that some heads do without, so that published checkpoints may lack or carry them.
@@ -197,6 +196,8 @@ def build(
     new = sorted({*info["missing_keys"], *mismatched})
     _refuse_holes(model, folder, new)
     if beginnings:
+        from burnish.models.tokens import grow
+
         grow(model, wanted, beginnings)
     total = len(model.state_dict())
     return model, Loaded(total - len(new), new, sorted(info["unexpected_keys"]))
