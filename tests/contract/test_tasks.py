@@ -12,7 +12,7 @@ import burnish
 from burnish.config import TaskSettings, config_class, explained
 from burnish.engine import checkpoint
 from burnish.engine.step import accumulate
-from burnish.task import registry
+from burnish.task import find_task, registry
 from burnish.terminal import Terminal
 from helpers import result_of, session_of
 
@@ -116,6 +116,7 @@ def toy(
 class TestTask:
     def test_is_documented(self, name: str) -> None:
         task = registry()[name]
+        assert find_task(name) is task
         assert task.__doc__ and inspect.getmodule(task).__doc__
         assert issubclass(task.Settings, TaskSettings)
         explained(config_class(task.Settings))
