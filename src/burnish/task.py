@@ -288,7 +288,8 @@ def find_task(name: str) -> type[Task]:
     Raises:
         UserError: there is none, with the nearest name.
     """
-    for file in sorted((Path(__file__).parent / "tasks").glob("*.py")):
+    folders = importlib.import_module("burnish.tasks").__path__
+    for file in (file for folder in folders for file in sorted(Path(folder).glob("*.py"))):
         if f'name = "{name}"' in file.read_text(encoding="utf-8"):
             found = _subclasses_in(importlib.import_module(f"burnish.tasks.{file.stem}"), Task)
             if name in found:
