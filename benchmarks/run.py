@@ -22,6 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from benchmarks import pretraining, speed, speed_page, text_tasks
@@ -29,7 +30,9 @@ from benchmarks.children import run_child
 from benchmarks.page import SECTIONS, Measured, Result, failures, render
 from benchmarks.rows import RECIPES, ROOT, read_split
 from benchmarks.trainer_sentiment import SIDES, interleave
+from burnish.api import resolve
 from burnish.config import normalise, read_recipe
+from burnish.data.prepare import find_rows
 from burnish.env import machine, versions
 from burnish.units import readable_bytes
 
@@ -67,6 +70,9 @@ QUICK_SETTINGS: dict[str, dict[str, Any]] = {
     "gpt3": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "gpt3-nano", "vocab_size": 512}},
     "bert": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "bert-nano", "vocab_size": 512}},
 }
+#: What of a recipe is measured beside Trainer: all of it would take Trainer two hours of one core.
+LIGHTER_SETTINGS: dict[str, dict[str, Any]] = {"questions": {"train": {"length": "1 epochs"}}}
+LIGHTER_TEST_ROWS = {"questions": 2000}
 QUICK_NANOGPT = ("--iterations", 40, "--warmup", 12)
 
 
@@ -143,6 +149,21 @@ def shrunk(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
     return target
 
 
+def lightened(recipe: Path, folder: Path, settings: dict[str, Any], test_rows: int) -> Path:
+    """Return a recipe like another, with other settings and that many of its test rows, evenly taken."""
+    config, task, _ = resolve(str(recipe), {})
+    rows = list(find_rows(config, task).test or ())
+    taken = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(test_rows, len(rows)))]
+    data = folder / "test.jsonl"
+    data.write_text("".join(f"{json.dumps(dict(row.values))}\n" for row in taken), encoding="utf-8")
+    values = normalise(read_recipe(recipe))
+    for group, changed in {**settings, "data": {"test": str(data)}}.items():
+        values[group] = {**values.get(group, {}), **changed}
+    target = folder / recipe.name
+    target.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return target
+
+
 def environment() -> dict[str, str]:
     """Return the machine and the versions that figures depend on."""
     here = machine()
@@ -178,6 +199,8 @@ def measure(name: str, *, seeds: int, threads: int, quick: bool, command: str) -
             recipe = RECIPES / RECIPE_OF[name]
             if quick:
                 recipe = shrunk(recipe, Path(folder), QUICK_SETTINGS[name])
+            elif name in LIGHTER_SETTINGS:
+                recipe = lightened(recipe, Path(folder), LIGHTER_SETTINGS[name], LIGHTER_TEST_ROWS[name])
             results = BENCHMARKS[name](recipe, seeds=seeds, threads=threads, quick=quick)
     today = date.today().isoformat()
     return Measured(name, results, threads, seeds, quick, today, command, code, load, environment())
