@@ -319,8 +319,9 @@ def sentiment_section(measured: Measured) -> str:
 
 _QUESTIONS = """## Question answering: a pretrained encoder on Wikipedia, tried on newspaper articles
 
-SQuAD-shifts (Miller et al. 2020), one epoch of the recipe; 2,000 of its test questions are scored. burnish and `Trainer` get the same first weights, windows, steps, batch, learning
-rate, schedule and clipping; both models are scored by the same code. Without a network: the piece of one to five words
+SQuAD-shifts (Miller et al. 2020), one epoch of the recipe; 2,000 of its test questions are scored. burnish and `Trainer`
+get the same first weights, windows, steps, batch, learning rate, schedule and clipping; both models are scored by the
+same code. Without a network: the piece of one to five words
 around which most words of the question stand."""
 
 _TRANSLATION = """## Translation: English to German from scratch

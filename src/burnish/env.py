@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import hashlib
 import importlib
@@ -22,8 +23,9 @@ import psutil
 PACKAGES = ("burnish", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "pyarrow")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Return the installed version of Python and of every package a result can depend on."""
+    """Return the installed version of Python and of every package a result can depend on; read once."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -73,11 +75,42 @@ def load_torch() -> None:
     gc.disable()
     try:
         importlib.import_module("torch")
+        _list_models_once()
         importlib.import_module("transformers.modeling_utils")
     finally:
         gc.freeze()
         if was_on:
             gc.enable()
+
+
+def _list_models_once() -> None:
+    """Import `transformers.models` with the list of what its modules export that `transformers` itself has made already.
+
+    It would read its thousands of files again for the same list (docs/log.md). A transformers that is made otherwise is
+    imported as it comes.
+    """
+    transformers = importlib.import_module("transformers")
+    made_by: Any = importlib.import_module("transformers.utils.import_utils")
+    original: Any = getattr(made_by, "define_import_structure", None)
+    folder = Path(transformers.__path__[0], "models")
+    if not hasattr(original, "cache_info") or not original.cache_info().currsize:
+        return
+
+    def known(path: Any, prefix: str | None = None) -> Any:
+        if prefix is not None or Path(path) != folder / "__init__.py":
+            return original(path, prefix)
+        listed = original(folder, prefix="models")
+        start = len("models.")
+        return {
+            needs: {name[start:]: exported for name, exported in modules.items() if name.startswith("models.")}
+            for needs, modules in listed.items()
+        }
+
+    made_by.define_import_structure = known
+    try:
+        importlib.import_module("transformers.models")
+    finally:
+        made_by.define_import_structure = original
 
 
 def cache_dir() -> Path:

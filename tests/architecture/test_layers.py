@@ -38,3 +38,21 @@ def test_a_wrong_setting_is_refused_before_torch_is_imported() -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_models_are_listed_once_and_the_list_is_complete() -> None:
+    """transformers reads all its files for the list of its models; burnish lets it do so once."""
+
+    def listed(first: str) -> list[str]:
+        code = (
+            "import sys\nread = []\n"
+            "sys.addaudithook(lambda event, given: event == 'open' and str(given[0]).endswith('.py') and read.append(0))\n"
+            f"{first}\nimport transformers.models as models\n"
+            "print(len(read), *sorted(models._class_to_module.items()), *sorted(models._modules), sep='\\n')\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    (once, *ours), (twice, *theirs) = listed("from burnish.env import load_torch; load_torch()"), listed("")
+    assert ours == theirs and len(ours) > 1000
+    assert int(once) < 0.6 * int(twice)

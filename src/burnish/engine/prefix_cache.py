@@ -34,7 +34,7 @@ from burnish.task import Batch, Task
 from burnish.units import readable_bytes, readable_seconds
 
 #: Positions computed at once when the cache is filled: enough for the matrix products, few enough for memory.
-POSITIONS_AT_ONCE = 2560
+POSITIONS_AT_ONCE = 4096
 #: Share of the free disk that what is stored at once may take; other caches make way for it.
 MOST_DISK = 0.5
 #: What a process writes and nothing has touched for so long was left by one that is dead.

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from burnish.data.store import Store
 from burnish.engine.fit import Fit
-from burnish.engine.prefix_cache import CacheUnusable, Prefix, PrefixCache, fill, key_of, prefix_work
+from burnish.engine.prefix_cache import POSITIONS_AT_ONCE, CacheUnusable, Prefix, PrefixCache, fill, key_of, prefix_work
 from burnish.env import cache_dir
+from burnish.ops.linear import packed
 from burnish.task import Task
 from burnish.terminal import Terminal
 
@@ -63,7 +64,8 @@ class Replays:
             return None
         work = prefix_work(self.fit.stack, self.fit.forward)
         try:
-            prefix, filled = fill(self._cache, work, self.task, self.stores[split], rows, self.device, progress)
+            with packed(self.fit.model, POSITIONS_AT_ONCE):
+                prefix, filled = fill(self._cache, work, self.task, self.stores[split], rows, self.device, progress)
         except CacheUnusable as error:
             self._cache = None
             self.terminal.say(f"frozen layers: computed in every step, since {error}", style="yellow")
