@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks import speed_page
 from benchmarks.page import Measured, environment_table, of_side, table
 from benchmarks.rows import ROOT
-from benchmarks.run import commit, environment, keep, kept, say
+from benchmarks.run import commit, environment, say, write_page
 from benchmarks.speed import SIDES, Goal, Small, Work, measure
 from benchmarks.speed_rows import SHAPES, Data
 
@@ -105,7 +105,6 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*WORKS, []], metavar="NAME")
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -116,16 +115,13 @@ def main(arguments: Sequence[str]) -> int:
         subprocess.run([sys.executable, Path("scripts") / script, *names], check=True, stdout=sys.stderr)
     command, device = " ".join(["python -m benchmarks.gpu", *arguments]), torch.cuda.get_device_name()
     measured = []
-    for name in given.names or WORKS:
+    for name in WORKS:
         say(f"benchmark {name} on {device}")
         load, code = os.getloadavg()[0], commit()
         results = measure(WORKS[name], given.turns, say)
         today, here = date.today().isoformat(), environment() | {"device": device}
         measured.append(Measured(name, results, 1, given.turns, False, today, command, code, load, here))
-        keep(measured[-1])
-    others = [kept(name, measured[0]) for name in WORKS if name not in (given.names or WORKS)]
-    shown = [*measured, *(entry for entry in others if entry)]
-    PAGE.write_text(page_of(shown, device), encoding="utf-8")
+    write_page(PAGE, page_of(measured, device))
     problems = [problem for entry in measured for problem in speed_page.failures(entry, WORKS[entry.name])]
     for problem in problems:
         say(problem)

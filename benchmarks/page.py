@@ -403,27 +403,37 @@ def no_checks(results: Sequence[Result]) -> list[Check]:
     return []
 
 
-SECTIONS: dict[str, tuple[Callable[[Measured], str], Callable[[Sequence[Result]], list[Check]]]] = {
-    "shakespeare": (shakespeare_section, check_shakespeare),
-    "sentiment": (sentiment_section, check_sentiment),
-    "questions": (task_section(_QUESTIONS, ("f1", "exact_match"), 3), check_task),
-    "translation": (task_section(_TRANSLATION, ("chrf", "bleu"), 1), check_task),
-    "gpt3": (pretraining_section(_GPT3, "bits_per_byte"), no_checks),
-    "bert": (pretraining_section(_BERT, "accuracy"), no_checks),
+SECTIONS: dict[str, tuple[str, Callable[[Measured], str], Callable[[Sequence[Result]], list[Check]]]] = {
+    "shakespeare": (_SHAKESPEARE, shakespeare_section, check_shakespeare),
+    "sentiment": (_SENTIMENT, sentiment_section, check_sentiment),
+    "questions": (_QUESTIONS, task_section(_QUESTIONS, ("f1", "exact_match"), 3), check_task),
+    "translation": (_TRANSLATION, task_section(_TRANSLATION, ("chrf", "bleu"), 1), check_task),
+    "gpt3": (_GPT3, pretraining_section(_GPT3, "bits_per_byte"), no_checks),
+    "bert": (_BERT, pretraining_section(_BERT, "accuracy"), no_checks),
 }
+NOT_MEASURED = "Not measured on this machine with these versions."
 
 
-def render(measured: Sequence[Measured], more: Sequence[str] = ()) -> str:
+def sections_of(page: str, environment: dict[str, str]) -> dict[str, str]:
+    """Return the sections of a page by their title, if it was made on this machine with these versions; else none."""
+    if environment_table(environment) not in page:
+        return {}
+    return {text.partition("\n")[0]: text.strip() for text in page.split("\n## ")[1:]}
+
+
+def render(measured: Sequence[Measured], before: str = "", more: Sequence[str] = ()) -> str:
     """Return the page of what was measured, and says what was not.
 
     Args:
+        before: the page so far, whose other sections stay if machine and versions are the same.
         more: further sections.
     """
-    there = {entry.name: entry for entry in measured}
+    there, old = {entry.name: entry for entry in measured}, sections_of(before, measured[0].environment)
     parts = [_HEAD, environment_table(measured[0].environment)]
-    for name, (section, _) in SECTIONS.items():
-        missing = f"## {name.capitalize()}\n\nNot measured on this machine with these versions."
-        parts.append(section(there[name]) if name in there else missing)
+    for name, (head, section, _) in SECTIONS.items():
+        title = head.partition("\n")[0].removeprefix("## ")
+        kept = "## " + old.get(title, f"{title}\n\n{NOT_MEASURED}")
+        parts.append(section(there[name]) if name in there else kept)
     return "\n\n".join([*parts, *more, _NOT_MEASURED]) + "\n"
 
 
@@ -433,6 +443,6 @@ def failures(measured: Sequence[Measured]) -> list[str]:
         f"{entry.name}: not equal work: {check.what}: {check.found}"
         for entry in measured
         if entry.name in SECTIONS
-        for check in SECTIONS[entry.name][1](entry.results)
+        for check in SECTIONS[entry.name][2](entry.results)
         if not check.passed
     ]

@@ -1,10 +1,9 @@
 """Run the benchmarks and write docs/benchmarks.md. The entry of `make bench`.
 
-    python -m benchmarks.run [--quick | --page-only] [--seeds 3] [--threads N] [NAME ...]
+    python -m benchmarks.run [--quick] [--seeds 3] [--threads N] [NAME ...]
 
-NAME is shakespeare, sentiment, speed (all works of the speed benchmark) or one of those works. The results of each are kept
-in runs/benchmarks/NAME.json. Asked for some alone, the page is written again with the kept results of the others, if they
-were made on this machine with these versions.
+NAME is shakespeare, sentiment, speed (all works of the speed benchmark) or one of those works. Asked for some alone, the
+others stay in the page as they are, if they were measured on this machine with these versions.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ import yaml
 
 from benchmarks import pretraining, speed, speed_page, text_tasks
 from benchmarks.children import run_child
-from benchmarks.page import SECTIONS, Measured, Result, failures, render
+from benchmarks.page import SECTIONS, Measured, Result, failures, render, sections_of
 from benchmarks.rows import RECIPES, ROOT, read_split
 from benchmarks.trainer_sentiment import SIDES, interleave
 from burnish.api import resolve
@@ -37,7 +35,6 @@ from burnish.env import machine, versions
 from burnish.units import readable_bytes
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-KEPT = ROOT / "runs" / "benchmarks"
 RECIPE_OF = {
     "shakespeare": "gpt2-shakespeare.yaml",
     "sentiment": "minilm-sentiment.yaml",
@@ -214,10 +211,11 @@ def measure_speed(name: str, *, seeds: int, quick: bool) -> list[Result]:
     return speed.measure(speed.WORKS[name], seeds, say)
 
 
-def page_of(measured: list[Measured]) -> str:
-    """Return the page of what was measured."""
+def page_of(measured: list[Measured], before: str = "") -> str:
+    """Return the page of what was measured, and of what stays of the page so far."""
     works = [entry for entry in measured if entry.name in speed.WORKS]
-    return render(measured, [speed_page.section(works)] if works else [])
+    old = sections_of(before, measured[0].environment).get(speed_page.TITLE, "")
+    return render(measured, before, [speed_page.section(works, old)] if works or old else [])
 
 
 def problems_of(measured: list[Measured]) -> list[str]:
@@ -228,39 +226,17 @@ def problems_of(measured: list[Measured]) -> list[str]:
     ]
 
 
-def keep(measured: Measured) -> None:
-    """Write the results to runs/benchmarks."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    (KEPT / f"{measured.name}.json").write_text(json.dumps(asdict(measured), indent=1) + "\n", encoding="utf-8")
-
-
-def kept(name: str, like: Measured | None) -> Measured | None:
-    """Return the kept results of a benchmark if machine and versions are those of another (None: any)."""
-    file = KEPT / f"{name}.json"
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if set(values) != {field.name for field in fields(Measured)}:
-        return None
-    found = Measured(**values)
-    return found if like is None or found.environment == like.environment else None
-
-
-def with_kept(measured: list[Measured]) -> list[Measured]:
-    """Return what was measured now, and of the other benchmarks what was kept and is comparable."""
-    found = list(measured)
-    for name in NAMES:
-        if name not in [entry.name for entry in found]:
-            entry = kept(name, found[0] if found else None)
-            found += [entry] if entry else []
-    return found
+def write_page(path: Path, text: str) -> None:
+    """Write a page and say so."""
+    path.write_text(text, encoding="utf-8")
+    say(f"wrote {path.relative_to(ROOT)}")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"speed, {', '.join(NAMES)}; default: all")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--quick", action="store_true", help="small, one seed, to stdout: a smoke test")
-    kind.add_argument("--page-only", action="store_true", help="measure nothing; write the page from kept results")
+    parser.add_argument("--quick", action="store_true", help="small, one seed, to stdout: a smoke test")
     parser.add_argument("--seeds", type=int, help="of each benchmark; of a work of the speed benchmark, its turns")
     parser.add_argument("--threads", type=int, default=int(machine()["cores"]), help="the speed benchmark has one")
     given = parser.parse_args(arguments)
@@ -278,17 +254,13 @@ def main(arguments: Sequence[str]) -> int:
     command = " ".join(["python -m benchmarks.run", *arguments])
     seeds = given.seeds or (1 if given.quick else 3)
     measured: list[Measured] = []
-    for name in [] if given.page_only else given.names:
+    for name in given.names:
         say(f"benchmark {name}")
         measured.append(measure(name, seeds=seeds, threads=given.threads, quick=given.quick, command=command))
         if not given.quick:
-            keep(measured[-1])
+            write_page(PAGE, page_of([measured[-1]], PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""))
     if given.quick:
         print(page_of(measured))
-    elif shown := with_kept(measured):
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page_of(shown), encoding="utf-8")
-        say(f"wrote {PAGE.relative_to(ROOT)}")
     problems = problems_of(measured)
     for problem in problems:
         say(problem)

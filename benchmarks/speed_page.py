@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 
-from benchmarks.page import Check, Measured, Result, of_side, origin, same, table
+from benchmarks.page import NOT_MEASURED, Check, Measured, Result, of_side, origin, same, table
 from benchmarks.speed import SIDES, WORKS, Goal, Work
 from burnish.units import readable_bytes
 
@@ -176,11 +176,18 @@ def details(measured: Measured, work: Work) -> str:
         rows = [[c.what, c.found, "yes" if c.passed else "**NO**"] for c in checks(work, results, goal)]
         parts.append(table([f"{SIDES[goal.ours].title} and {SIDES[goal.peer].title}", "found", "equal"], rows))
     parts += [arguments_of(name, of_side(results, name)[0]) for name in dict.fromkeys(r["side"] for r in results)]
-    summary = f"<summary>{work.title}: sides, equal work, arguments</summary>"
-    return "\n\n".join([f"<details>{summary}", *parts, origin(measured), "</details>"])
+    return "\n\n".join([f"<details>{summary(work)}", *parts, origin(measured), "</details>"])
 
 
-_HEAD = """## Speed: the same work, side by side
+def summary(work: Work) -> str:
+    """Return the line that is seen of what stands behind a work."""
+    return f"<summary>{work.title}: sides, equal work, arguments</summary>"
+
+
+TITLE = "Speed: the same work, side by side"
+_HEAD = (
+    f"## {TITLE}\n"
+    + """
 
 Every side is handed the same model, encoded rows, order of rows, batch, epochs, optimizer (AdamW, constant learning rate,
 clipping at 1, no weight decay), no dropout, one thread, and runs in a process of its own; sides take turns. A ratio is
@@ -198,24 +205,44 @@ weights of each side, computed by the same lines of plain transformers in float3
   ragged. TRL's padding-free and packed modes need FlashAttention, so not a processor; its output layer scores ignored
   positions too where there is no Triton.
 - *Passed*: `goal` and `floor` say how far a ratio comes; below the floor it is a **NO**."""
+)
 
 
-def tables(measured: Sequence[Measured], works: Mapping[str, Work]) -> list[str]:
-    """Return the table of ratios, a row for every goal of every work, and what stands behind each work."""
+def tables(measured: Sequence[Measured], works: Mapping[str, Work], before: str = "") -> list[str]:
+    """Return the table of ratios, a row for every goal of every work, and what stands behind each work.
+
+    Args:
+        before: these tables so far, of which what was not measured now stays.
+    """
     there = {entry.name: entry for entry in measured}
     rows, folded = [], []
     for name, work in works.items():
         if name in there:
             rows += [row(work, there[name].results, goal) for goal in shown_goals(work, there[name].results)]
             folded.append(details(there[name], work))
-        else:
-            rows.append([work.title, "", "", "not measured on this machine with these versions", "", "", ""])
+            continue
+        old_rows, old_details = kept(work, before)
+        rows += old_rows or [[work.title, "", "", NOT_MEASURED, "", "", ""]]
+        folded += old_details
     header = ["work", "peer", "goal (floor)", "ratio", "tokens a second, ours / peer", "memory, ours / peer", "passed"]
     return [table(header, rows), *folded]
 
 
-def section(measured: Sequence[Measured]) -> str:
-    """Return the section of the works that were measured, in the order of the list."""
+def kept(work: Work, page: str) -> tuple[list[list[str]], list[str]]:
+    """Return the rows of a work in a page, and what stands behind them."""
+    titles = {goal.title or work.title for goal in work.goals}
+    cells = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    rows = [found for found in cells if found[0] in titles and NOT_MEASURED not in found]
+    details = [f"<details>{text}" for text in page.split("<details>")[1:] if text.startswith(summary(work))]
+    return rows, [text.partition("</details>")[0] + "</details>" for text in details]
+
+
+def section(measured: Sequence[Measured], before: str = "") -> str:
+    """Return the section of the works, in the order of the list.
+
+    Args:
+        before: the section so far, of which what was not measured now stays.
+    """
     untimed = max(work.untimed for work in WORKS.values())
     head = _HEAD.format(same=SAME_ORDER, own=OWN_ORDER, untimed=untimed)
-    return "\n\n".join([head, *tables(measured, WORKS)])
+    return "\n\n".join([head, *tables(measured, WORKS, before)])

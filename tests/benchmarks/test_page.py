@@ -13,7 +13,7 @@ import yaml
 from benchmarks.children import ChildFailed, run_child
 from benchmarks.page import Measured, failures, ratios, render, spread
 from benchmarks.rows import read_split
-from benchmarks.run import QUICK_ROWS, keep, kept, shrunk
+from benchmarks.run import QUICK_ROWS, shrunk
 
 
 def result(side: str, seed: int, cpu: float, **more: Any) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def test_the_page_says_what_was_measured(sentiment: Measured, shakespeare: Measu
 
 def test_the_page_says_what_was_not_measured(sentiment: Measured):
     page = render([sentiment])
-    assert "## Shakespeare\n\nNot measured on this machine" in page
+    assert "## Text generation: Shakespeare\n\nNot measured on this machine" in page
     assert "on a GPU | not measured" in page
 
 
@@ -107,17 +107,14 @@ def test_time_that_was_not_equal_is_found(shakespeare: Measured):
     assert "processor time" in problem
 
 
-def test_kept_results_count_only_for_the_same_machine_and_versions(
-    sentiment: Measured, shakespeare: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("benchmarks.run.KEPT", tmp_path)
-    assert kept("sentiment", shakespeare) is None
-    keep(sentiment)
-    assert kept("sentiment", shakespeare) == sentiment
-    assert kept("sentiment", replace(shakespeare, environment={"processor": "another"})) is None
-    assert kept("sentiment", replace(shakespeare, threads=2)) == sentiment
-    (tmp_path / "sentiment.json").write_text('{"name": "of an older form"}')
-    assert kept("sentiment", None) is None
+def test_a_section_stays_until_it_is_measured_again_on_the_same_machine(sentiment: Measured, shakespeare: Measured):
+    both = render([sentiment, shakespeare])
+    later = replace(shakespeare, date="2002-03-04")
+    page = render([later], both)
+    assert page == both.replace("2001-02-03", "2002-03-04", 1)
+    assert render([later], page) == page
+    other = render([replace(later, environment={"processor": "another"})], both)
+    assert "## Classification: sentiment with a pretrained encoder\n\nNot measured on this machine" in other
 
 
 def test_a_shrunk_recipe_holds_the_first_rows(tmp_path: Path, text_file: Path, reviews_file: Path):

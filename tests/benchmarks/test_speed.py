@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,14 @@ def test_the_ratio_is_best_over_best_with_its_range(causal: Results):
     page = speed_page.section([measured("causal", causal)])
     assert "| Trainer, defaults | 2.05 (1.85) | **2.50** (2.50 to 3.00) | 80 / 32 |" in page
     assert speed_page.failures(measured("causal", causal), WORKS["causal"]) == []
+
+
+def test_rows_of_a_work_stay_until_it_is_measured_again(causal: Results):
+    page = speed_page.section([measured("causal", causal)])
+    later = replace(measured("causal", causal), name="memory", date="2002-03-04")
+    both = speed_page.section([later], page)
+    assert both.count("<details>") == 2 and both.count("**2.50** (2.50 to 3.00)") == 1 and "2002-03-04" in both
+    assert speed_page.section([measured("causal", causal)], both) == both
 
 
 def test_memory_is_a_share_of_the_peers():
