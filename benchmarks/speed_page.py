@@ -185,11 +185,7 @@ def summary(work: Work) -> str:
 
 
 TITLE = "Speed: the same work, side by side"
-_HEAD = (
-    f"## {TITLE}\n"
-    + """
-
-Every side is handed the same model, encoded rows, order of rows, batch, epochs, optimizer (AdamW, constant learning rate,
+_HEAD = """Every side is handed the same model, encoded rows, order of rows, batch, epochs, optimizer (AdamW, constant learning rate,
 clipping at 1, no weight decay), no dropout, one thread, and runs in a process of its own; sides take turns. A ratio is
 printed only where steps, rows, real tokens and targets are equal and both losses agree: within {same:.1%} in the same order
 of rows, whatever the arithmetic; within {own:.0%} where the peer must order them itself (`group_by_length`), which makes
@@ -205,7 +201,6 @@ weights of each side, computed by the same lines of plain transformers in float3
   ragged. TRL's padding-free and packed modes need FlashAttention, so not a processor; its output layer scores ignored
   positions too where there is no Triton.
 - *Passed*: `goal` and `floor` say how far a ratio comes; below the floor it is a **NO**."""
-)
 
 
 def tables(measured: Sequence[Measured], works: Mapping[str, Work], before: str = "") -> list[str]:
@@ -231,7 +226,9 @@ def tables(measured: Sequence[Measured], works: Mapping[str, Work], before: str 
 def kept(work: Work, page: str) -> tuple[list[list[str]], list[str]]:
     """Return the rows of a work in a page, and what stands behind them."""
     titles = {goal.title or work.title for goal in work.goals}
-    cells = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    cells = [
+        line.removeprefix("| ").removesuffix(" |").split(" | ") for line in page.splitlines() if line.startswith("| ")
+    ]
     rows = [found for found in cells if found[0] in titles and NOT_MEASURED not in found]
     details = [f"<details>{text}" for text in page.split("<details>")[1:] if text.startswith(summary(work))]
     return rows, [text.partition("</details>")[0] + "</details>" for text in details]
@@ -245,4 +242,4 @@ def section(measured: Sequence[Measured], before: str = "") -> str:
     """
     untimed = max(work.untimed for work in WORKS.values())
     head = _HEAD.format(same=SAME_ORDER, own=OWN_ORDER, untimed=untimed)
-    return "\n\n".join([head, *tables(measured, WORKS, before)])
+    return "\n\n".join([f"## {TITLE}", head, *tables(measured, WORKS, before)])
