@@ -185,8 +185,8 @@ def summary(work: Work) -> str:
 
 
 TITLE = "Speed: the same work, side by side"
-_HEAD = """Every side is handed the same model, encoded rows, order of rows, batch, epochs, optimizer (AdamW, constant learning rate,
-clipping at 1, no weight decay), no dropout, one thread, and runs in a process of its own; sides take turns. A ratio is
+_HEAD = """Every side is handed the same model, encoded rows, order of rows, batch, epochs, optimizer (AdamW, constant learning
+rate, clipping at 1, no weight decay), no dropout, one thread, and runs in a process of its own; sides take turns. A ratio is
 printed only where steps, rows, real tokens and targets are equal and both losses agree: within {same:.1%} in the same order
 of rows, whatever the arithmetic; within {own:.0%} where the peer must order them itself (`group_by_length`), which makes
 it another run of the same work. The held-out loss is that of the final
