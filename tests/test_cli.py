@@ -220,6 +220,8 @@ BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("train text-classification --model {bert} --data.train reviews.csv --freeze.layers 1 --freeze.thaw 1min", ["freeze.thaw", "60 seconds", "steps"]),
     ("train text-classification --model {bert} --data.train reviews.csv --freeze.layers 1 --freeze.thaw 0", ["freeze.thaw: '0'", "more than 0"]),
     ("train text-classification --model {bert} --data.train reviews.csv --adapter.rank 8", ["adapter.rank", "--adapter.kind lora"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --adapter lora", ["adapter.kind: lora", "--model FOLDER, or leave out --adapter"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --adapter prompt", ["adapter.kind", "no prompt", "pretrained --model"]),
     ("evaluate runs/nowhere", ["runs/nowhere"]),
     ("evaluate book.txt", ["book.txt", "folder or a Hub id"]),
     ("predict runs/nowhere text", ["runs/nowhere"]),

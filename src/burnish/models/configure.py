@@ -23,6 +23,11 @@ def model_config(config: Config, source: Path | None, options: dict[str, Any], t
         UserError: the settings ask for what this model has not, or it cannot read the tokenizer's text.
     """
     if source is None:
+        if config.adapter.kind != "none":
+            raise UserError(
+                f"adapter.kind: {config.adapter.kind} trains beside a pretrained model; a preset's weights are random and "
+                "would stay so. Give --model FOLDER, or leave out --adapter."
+            )
         preset = preset_of(config)
         size = config.model.vocab_size or preset.options["vocab_size"]
         options = options | {
