@@ -54,7 +54,7 @@ class TextGeneration(Task):
     """
 
     name = "text-generation"
-    version = 3
+    version = 4
     Settings = CausalLmSettings
     auto_class = "AutoModelForCausalLM"
     asks = ("messages", "text")

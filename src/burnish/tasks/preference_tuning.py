@@ -54,7 +54,7 @@ class PreferenceTuning(TextGeneration):
     """
 
     name = "preference-tuning"
-    version = 1
+    version = 2
     Settings = PreferenceTuningSettings
     asks = ("given",)
     opens_by_default = False

@@ -38,6 +38,7 @@ class RewardModeling(Task):
     """
 
     name = "reward-modeling"
+    version = 2
     Settings = RewardModelingSettings
     auto_class = "AutoModelForSequenceClassification"
     asks = ("given", "chosen")
