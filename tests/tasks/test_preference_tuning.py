@@ -167,9 +167,13 @@ def test_the_gradient_is_that_of_plain_logits(pairs_file: Path, reference: Path,
     [
         (
             {"loss": "ipo", "label_smoothing": 0.1},
-            "task.label_smoothing: ipo knows none. Give 0, or --task.loss sigmoid",
+            "task.label_smoothing: ipo has none. Give --task.loss sigmoid or simpo, or leave it out.",
         ),
-        ({"loss": "simpo", "reference": "x"}, "task.reference: simpo compares with no reference"),
+        (
+            {"loss": "simpo", "reference": "x"},
+            "task.reference: simpo has none. Give --task.loss sigmoid or hinge or ipo",
+        ),
+        ({"gamma": 0.7}, "task.gamma: sigmoid has none. Give --task.loss simpo, or leave it out."),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(

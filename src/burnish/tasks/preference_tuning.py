@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.config import DataSettings, GenerateSettings, TaskSettings, refuse_unused
 from burnish.data.chat import answers
 from burnish.data.pairs import Pair, halves, pair_columns, pair_of
 from burnish.data.tokenizer import filled_up, pad_id
@@ -19,6 +19,13 @@ from burnish.tasks.causal_lm import TextGeneration
 
 if TYPE_CHECKING:
     import torch
+
+#: Settings that not every loss has, and the losses that have them.
+_LOSSES_WITH = {
+    "label_smoothing": ("sigmoid", "simpo"),
+    "gamma": ("simpo",),
+    "reference": ("sigmoid", "hinge", "ipo"),
+}
 
 Tokens = tuple[list[int], list[bool]]
 """An answer with its prompt as token ids, and which of them are the answer's."""
@@ -64,16 +71,15 @@ class PreferenceTuning(TextGeneration):
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)
-        if self.settings.label_smoothing and self.settings.loss in ("hinge", "ipo"):
-            raise UserError(
-                f"task.label_smoothing: {self.settings.loss} knows none. Give 0, or --task.loss sigmoid or simpo."
-            )
-        if self.settings.reference is not None and not self._compares:
-            raise UserError("task.reference: simpo compares with no reference; drop it, or give another --task.loss.")
+        loss = self.settings.loss
+        for name, losses in _LOSSES_WITH.items():
+            if loss not in losses:
+                why = f"{loss} has none. Give --task.loss {' or '.join(losses)}, or leave it out."
+                refuse_unused("task", self.settings, (name,), why)
 
     @property
     def _compares(self) -> bool:
-        return self.settings.loss != "simpo"
+        return self.settings.loss in _LOSSES_WITH["reference"]
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
