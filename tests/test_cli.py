@@ -167,6 +167,7 @@ BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("train text-generation --preset gpt2-nano --data.train book.txt --optim.lr -1", ["optim.lr", "greater than 0"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --train.length 3parsecs", ["train.length", "parsecs", "epochs"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --train.sequence 999", ["train.sequence", "999", "256"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --train.sequence 2", ["train.sequence: 2 leaves no room", "at least 8"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --train.best acuracy", ["train.best", "bits_per_byte"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --model.tokenizer nowhere/", ["nowhere"]),
     ("train text-generation --data.train book.txt", ["--model", "--preset", "neither given"]),
