@@ -314,6 +314,12 @@ def test_what_is_true_or_false_may_be_said_so() -> None:
     assert _expanded(["--run.profile", "False"], Config) == ["--run.profile=false"]
 
 
+@pytest.mark.parametrize("length", ["-5 steps", "-5", "-1.5 Mtok"])
+def test_a_length_below_zero_is_refused(length: str, here: Path, trial_cli) -> None:
+    done = trial_cli([*LM, "--data.train", "book.txt", "--train.length", length], here)
+    _refused(done, f"train.length: '{length}' is below zero; write \"500 steps\"")
+
+
 def test_answers_of_every_task_that_generates_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from burnish.terminal import show_answer
 
