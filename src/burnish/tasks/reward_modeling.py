@@ -10,7 +10,8 @@ from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.chat import conversation, set_template, written
-from burnish.data.pairs import halves, pair_columns, pair_of
+from burnish.data.pairs import answer_to, halves, pair_columns, pair_of
+from burnish.data.rows import GIVEN
 from burnish.data.tokenizer import encode_texts, fill_up, pad_id
 from burnish.errors import UserError
 from burnish.task import Batch, Example, Records, Row, Task
@@ -41,7 +42,7 @@ class RewardModeling(Task):
     version = 2
     Settings = RewardModelingSettings
     auto_class = "AutoModelForSequenceClassification"
-    asks = ("given", "chosen")
+    asks = (GIVEN, "chosen")
     opens_by_default = False
     metric_names = ("accuracy", "margin", "loss")
 
@@ -74,7 +75,7 @@ class RewardModeling(Task):
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         for row in rows:
             pair = pair_of(row)
-            prompt = row.values.get("given")
+            prompt = row.values.get(GIVEN)
             whole = pair.is_chat or prompt is None
             answers = [pair.prompt + answer if whole else answer for answer in (pair.chosen, pair.rejected)]
             both = [self._inputs(None if whole else prompt, answer, sequence, row.where) for answer in answers]
@@ -139,11 +140,11 @@ class RewardModeling(Task):
         limit = min(longest_sequence(model.config) or 512, self.tokenizer.model_max_length)
         found = []
         for number, given in enumerate(asked, 1):  # each by itself, so a score does not depend on what else was asked
-            prompt, answer = given.get("given"), given.get("chosen", given.get("text"))
-            if isinstance(answer, list) and isinstance(prompt, list):
-                prompt, answer = None, prompt + answer
-            batch = self._batch([self._inputs(prompt, answer, limit, f"Input {number}")], 0.0)
+            where = f"Input {number}"
+            prompt, answer = answer_to(given.get(GIVEN), given["chosen"], where)
+            batch = self._batch([self._inputs(prompt, answer, limit, where)], 0.0)
             with torch.inference_mode():
                 score = float(model(**batch.to(str(model.device)).inputs).logits)
-            found.append({**given, "score": round(score, 6)})
+            shown = {"prompt" if name == GIVEN else name: value for name, value in given.items()}
+            found.append({**shown, "score": round(score, 6)})
         return found
