@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings, refuse_unused
+from burnish.config import GenerateSettings, TaskSettings, refuse_unused
 from burnish.data.chat import answers
-from burnish.data.pairs import Pair, halves, pair_columns, pair_of
+from burnish.data.pairs import Pair, halves, pair_of
 from burnish.data.tokenizer import filled_up, pad_id
 from burnish.errors import UserError
-from burnish.task import Batch, Example, FrozenModel, Records, Row
+from burnish.task import Batch, Example, FrozenModel, Row
 from burnish.tasks.causal_lm import TextGeneration
+from burnish.tasks.pairs import PairTask
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class PreferenceTuningSettings(TaskSettings):
     """Three prompts the report answers. Default: taken from the training rows."""
 
 
-class PreferenceTuning(TextGeneration):
+class PreferenceTuning(PairTask, TextGeneration):
     """Learn from pairs of answers which one is better, without a reward model.
 
     The reward of an answer is how much likelier the model makes it than a frozen reference does; the loss of a pair is a
@@ -64,10 +65,7 @@ class PreferenceTuning(TextGeneration):
     version = 2
     Settings = PreferenceTuningSettings
     asks = ("given",)
-    opens_by_default = False
     takes_prompt = False
-    metric_names = ("accuracy", "margin", "loss")
-    lower_is_better = frozenset({"loss"})
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)
@@ -82,18 +80,11 @@ class PreferenceTuning(TextGeneration):
         return self.settings.loss in _LOSSES_WITH["reference"]
 
     @classmethod
-    def columns(cls, data: DataSettings) -> dict[str, str]:
-        return pair_columns(data)
-
-    @classmethod
     def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
         """Keep three prompts for the report, and whether answers are messages."""
         pairs = [pair_of(row) for row in islice(rows, 3)]
         prompts = [pair.prompt[0]["content"] if pair.is_chat else pair.prompt for pair in pairs]
         return {"prompts": prompts, "chats": pairs[0].is_chat}
-
-    def cuts_long_rows(self) -> bool:
-        return True
 
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         for row in rows:
@@ -160,8 +151,7 @@ class PreferenceTuning(TextGeneration):
         """Return the log-probabilities of both answers of each pair: [1, 2]."""
         return self._log_probabilities(model, batch).split(1)
 
-    def _rewards(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each pair's two rewards [pairs, 2], and its loss [pairs]."""
+    def rewards(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         rewards = self._log_probabilities(model, batch)
         if self._compares:
             rewards = rewards - batch.targets["remembered"]
@@ -170,17 +160,7 @@ class PreferenceTuning(TextGeneration):
         return self.settings.beta * rewards, pair_losses(rewards[:, 0] - rewards[:, 1], self.settings)
 
     def _own_losses(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"loss": self._rewards(model, batch)[1].sum()}
-
-    def score(self, model: Any, batch: Batch) -> Records:
-        rewards, losses = self._rewards(model, batch)
-        return {"rewards": rewards.cpu().numpy(), "loss": losses.cpu().numpy()}
-
-    def metrics(self, records: Records) -> dict[str, float]:
-        return reward_metrics(records)
-
-    def figures(self, records: Records) -> list[dict[str, Any]]:
-        return reward_figures(records)
+        return {"loss": self.rewards(model, batch)[1].sum()}
 
     def predict(
         self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
@@ -188,23 +168,6 @@ class PreferenceTuning(TextGeneration):
         prompts = [given.get("given", given.get("text", "")) for given in asked]
         found = self._continued(model, prompts, settings, seed)
         return [{"prompt": prompt, "generated": answer} for prompt, answer in zip(prompts, found, strict=True)]
-
-
-def reward_metrics(records: Records) -> dict[str, float]:
-    """Return the share of pairs whose better answer has the larger reward, the mean difference, and the mean loss."""
-    margins = records["rewards"][:, 0] - records["rewards"][:, 1]
-    return {
-        "accuracy": float((margins > 0).mean()),
-        "margin": float(margins.mean()),
-        "loss": float(records["loss"].mean()),
-    }
-
-
-def reward_figures(records: Records) -> list[dict[str, Any]]:
-    """Return a table of the mean rewards."""
-    chosen, rejected = records["rewards"].mean(0).tolist()
-    rows = [["chosen", chosen], ["rejected", rejected]]
-    return [{"kind": "table", "title": "Rewards", "columns": ["answer", "mean reward"], "rows": rows}]
 
 
 def pair_losses(difference: torch.Tensor, settings: PreferenceTuningSettings) -> torch.Tensor:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.config import GenerateSettings, TaskSettings
 from burnish.data.chat import conversation, set_template, written
-from burnish.data.pairs import answer_to, halves, pair_columns, pair_of
+from burnish.data.pairs import answer_to, halves, pair_of
 from burnish.data.rows import GIVEN
 from burnish.data.tokenizer import encode_texts, fill_up, pad_id
 from burnish.errors import UserError
-from burnish.task import Batch, Example, Records, Row, Task
-from burnish.tasks.preference_tuning import reward_figures, reward_metrics
+from burnish.task import Batch, Example, Row
+from burnish.tasks.pairs import PairTask
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ class RewardModelingSettings(TaskSettings):
     """How a conversation is written out: `chatml`, or a file with a Jinja template. Default: the tokenizer's own."""
 
 
-class RewardModeling(Task):
+class RewardModeling(PairTask):
     """Learn a number for each answer such that the better one of a pair has the larger.
 
     The probability that an answer is the better one is the logistic function of the difference of the two rewards.
@@ -43,17 +43,11 @@ class RewardModeling(Task):
     Settings = RewardModelingSettings
     auto_class = "AutoModelForSequenceClassification"
     asks = (GIVEN, "chosen")
-    opens_by_default = False
-    metric_names = ("accuracy", "margin", "loss")
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)
         if self.settings.template:
             set_template(tokenizer, self.settings.template)
-
-    @classmethod
-    def columns(cls, data: DataSettings) -> dict[str, str]:
-        return pair_columns(data)
 
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
@@ -68,9 +62,6 @@ class RewardModeling(Task):
             "label2id": {"reward": 0},
             "pad_token_id": pad_id(self.tokenizer),
         }
-
-    def cuts_long_rows(self) -> bool:
-        return True
 
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         for row in rows:
@@ -109,8 +100,7 @@ class RewardModeling(Task):
         inputs = {name: torch.from_numpy(values) for name, values in filled.items()}
         return Batch(inputs, {}, {"loss": count}, [len(row["input_ids"]) for row in rows])
 
-    def _rewards(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each pair's two rewards [pairs, 2], and its loss [pairs]."""
+    def rewards(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         from torch.nn.functional import logsigmoid
 
         rewards = model(**batch.inputs).logits.float().view(-1, 2)
@@ -118,17 +108,7 @@ class RewardModeling(Task):
         return rewards, losses + self.settings.center * rewards.sum(1).square()
 
     def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"loss": self._rewards(model, batch)[1].sum()}
-
-    def score(self, model: Any, batch: Batch) -> Records:
-        rewards, losses = self._rewards(model, batch)
-        return {"rewards": rewards.cpu().numpy(), "loss": losses.cpu().numpy()}
-
-    def metrics(self, records: Records) -> dict[str, float]:
-        return reward_metrics(records)
-
-    def figures(self, records: Records) -> list[dict[str, Any]]:
-        return reward_figures(records)
+        return {"loss": self.rewards(model, batch)[1].sum()}
 
     def predict(
         self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
