@@ -35,10 +35,11 @@ Tokens = tuple[list[int], list[bool]]
 class PreferenceTuningSettings(TaskSettings):
     """Prefer one answer to another."""
 
-    loss: Literal["sigmoid", "hinge", "ipo", "simpo"] = "sigmoid"
-    """How a pair is judged: sigmoid is DPO; hinge (SLiC) and ipo compare with a reference too; simpo needs none."""
+    loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = "sigmoid"
+    """How a pair is judged: sigmoid is DPO; hinge (SLiC) and ipo compare with a reference too; simpo and orpo need none."""
     beta: float = Field(0.1, gt=0)
-    """How closely the model stays with the reference: the smaller, the further it may go. simpo: scale of the rewards."""
+    """How closely the model stays with the reference: the smaller, the further it may go. simpo: scale of the rewards.
+    orpo: weight of the comparison beside learning the better answer (the paper's lambda)."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of pairs that are assumed to be the wrong way round (sigmoid, simpo)."""
     gamma: float = Field(0.5, ge=0)
@@ -58,7 +59,8 @@ class PreferenceTuning(PairTask, TextGeneration):
     function of the difference of its two rewards. A pair is two rows of the same example, each the prompt and an answer.
 
     Source: Rafailov et al. 2023 (DPO), equation 7; Zhao et al. 2023 (SLiC); Azar et al. 2023 (IPO), equation 17, with
-    log-probabilities per token as TRL has it; Meng et al. 2024 (SimPO), equation 6; Mitchell 2023 (label smoothing).
+    log-probabilities per token as TRL has it; Meng et al. 2024 (SimPO), equation 6; Hong et al. 2024 (ORPO), equations 3
+    to 7, each answer's likelihood a mean over its own tokens; Mitchell 2023 (label smoothing).
     """
 
     name = "preference-tuning"
@@ -155,9 +157,9 @@ class PreferenceTuning(PairTask, TextGeneration):
         rewards = self._log_probabilities(model, batch)
         if self._compares:
             rewards = rewards - batch.targets["remembered"]
-        if self.settings.loss in ("ipo", "simpo"):
+        if self.settings.loss in ("ipo", "simpo", "orpo"):
             rewards = rewards / batch.targets["tokens"]
-        return self.settings.beta * rewards, pair_losses(rewards[:, 0] - rewards[:, 1], self.settings)
+        return self.settings.beta * rewards, pair_losses(rewards, self.settings)
 
     def _own_losses(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         return {"loss": self.rewards(model, batch)[1].sum()}
@@ -170,17 +172,34 @@ class PreferenceTuning(PairTask, TextGeneration):
         return [{"prompt": prompt, "generated": answer} for prompt, answer in zip(prompts, found, strict=True)]
 
 
-def pair_losses(difference: torch.Tensor, settings: PreferenceTuningSettings) -> torch.Tensor:
+def pair_losses(rewards: torch.Tensor, settings: PreferenceTuningSettings) -> torch.Tensor:
     """Return the loss of each pair [pairs].
 
     Args:
-        difference: of the two answers' rewards before they are scaled by `beta` [pairs].
+        rewards: of the two answers, before they are scaled by `beta` [pairs, 2].
     """
     from torch.nn.functional import logsigmoid, relu
 
+    if settings.loss == "orpo":
+        odds = log_odds(rewards)
+        return -rewards[:, 0] - settings.beta * logsigmoid(odds[:, 0] - odds[:, 1])
+    difference = rewards[:, 0] - rewards[:, 1]
     if settings.loss == "ipo":
         return (difference - 1 / (2 * settings.beta)).square()
     scaled = settings.beta * difference - (settings.gamma if settings.loss == "simpo" else 0.0)
     if settings.loss == "hinge":
         return relu(1 - scaled)
     return -(1 - settings.label_smoothing) * logsigmoid(scaled) - settings.label_smoothing * logsigmoid(-scaled)
+
+
+def log_odds(log_probabilities: torch.Tensor) -> torch.Tensor:
+    """Return log(p / (1 - p)); where p is 1 in float32, that of the next smaller number, so that the gradient is finite.
+
+    >>> import torch
+    >>> log_odds(torch.tensor([0.5, 0.9, 1.0]).log())
+    tensor([ 0.0000,  2.1972, 15.9424])
+    """
+    import torch
+
+    below_one = log_probabilities.clamp(max=-torch.finfo(torch.float32).eps)
+    return log_probabilities - torch.log(-torch.expm1(below_one))
