@@ -167,6 +167,7 @@ BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("train text-generation --preset gpt2-nano --data.train book.txt --optim.lr -1", ["optim.lr", "greater than 0"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --train.length 3parsecs", ["train.length", "parsecs", "epochs"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --train.sequence 999", ["train.sequence", "999", "256"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --train.sequence 2", ["train.sequence: 2 leaves no room", "at least 8"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --train.best acuracy", ["train.best", "bits_per_byte"]),
     ("train text-generation --preset gpt2-nano --data.train book.txt --model.tokenizer nowhere/", ["nowhere"]),
     ("train text-generation --data.train book.txt", ["--model", "--preset", "neither given"]),
@@ -220,6 +221,13 @@ BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("train text-classification --model {bert} --data.train reviews.csv --freeze.layers 1 --freeze.thaw 1min", ["freeze.thaw", "60 seconds", "steps"]),
     ("train text-classification --model {bert} --data.train reviews.csv --freeze.layers 1 --freeze.thaw 0", ["freeze.thaw: '0'", "more than 0"]),
     ("train text-classification --model {bert} --data.train reviews.csv --adapter.rank 8", ["adapter.rank", "--adapter.kind lora"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --adapter lora", ["adapter.kind: lora", "--model FOLDER, or leave out --adapter"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --adapter prompt", ["adapter.kind", "no prompt", "pretrained --model"]),
+    ("train text-classification --model {bert} --data.train reviews.csv --adapter prompt --adapter.rank 8", ["adapter.rank: adapter.kind prompt has none", "lora"]),
+    ("train text-classification --model {bert} --data.train reviews.csv --adapter lora --adapter.tokens 8", ["adapter.tokens: adapter.kind lora has none", "prompt"]),
+    ("train text-classification --model {bert} --data.train reviews.csv --model.rope yarn", ["model.rope: no positions", "--model.context"]),
+    ("train text-classification --model {bert} --data.train reviews.csv --task.teacher-weight 0.7", ["task.teacher_weight: there is no teacher", "--task.teacher,"]),
+    ("train text-generation --preset gpt2-nano --data.train book.txt --task.teacher-top 8", ["task.teacher_top: there is no teacher", "--task.teacher,"]),
     ("evaluate runs/nowhere", ["runs/nowhere"]),
     ("evaluate book.txt", ["book.txt", "folder or a Hub id"]),
     ("predict runs/nowhere text", ["runs/nowhere"]),
@@ -304,6 +312,12 @@ def test_what_is_true_or_false_may_be_said_so() -> None:
     wanted = ["train", "x", "--data.stratify=true", "--run.profile", "--run.log-every", "3", "--data.text", "true"]
     assert _expanded(words, Config) == wanted
     assert _expanded(["--run.profile", "False"], Config) == ["--run.profile=false"]
+
+
+@pytest.mark.parametrize("length", ["-5 steps", "-5", "-1.5 Mtok"])
+def test_a_length_below_zero_is_refused(length: str, here: Path, trial_cli) -> None:
+    done = trial_cli([*LM, "--data.train", "book.txt", "--train.length", length], here)
+    _refused(done, f"train.length: '{length}' is below zero; write \"500 steps\"")
 
 
 def test_answers_of_every_task_that_generates_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

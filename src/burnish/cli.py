@@ -109,24 +109,24 @@ def _task_settings(words: Sequence[str]) -> type[TaskSettings]:
 
 
 def _expanded(words: Sequence[str], cls: type[Config]) -> list[str]:
-    """Write `--model X` as `--model.path X`, and `--data.stratify true` as one word.
+    """Write `--model X` as `--model.path X`, and `--data.stratify true` or `--train.length "-5 steps"` as one word.
 
     A group given a plain value sets its first field; a setting that is true or false may stand alone, or before its value.
     """
     short = {"--preset": "--model.preset"}
-    switches = set()
-    for setting, info in fields(cls):
+    switches = {f"--{setting.replace('_', '-')}" for setting, info in fields(cls) if info.annotation is bool}
+    for setting, _ in fields(cls):
         group, _, name = setting.partition(".")
         short.setdefault(f"--{group}", f"--{group}.{name}")
-        if info.annotation is bool:
-            switches |= {f"--{setting}", f"--{setting.replace('_', '-')}"}
     del short["--task"]
     result: list[str] = []
     for index, word in enumerate(words):
         if word == "--":
             return result + list(words[index:])
-        if result and result[-1] in switches and word.lower() in ("true", "false"):
-            result[-1] += f"={word.lower()}"
+        last = result[-1].replace("_", "-") if result else ""
+        said = last in switches and word.lower() in ("true", "false")
+        if said or (last.startswith("--") and word.startswith("-") and word[1:2].isdigit()):
+            result[-1] += f"={word.lower() if said else word}"
             continue
         option, equals, value = word.partition("=")
         result.append(short.get(option, option) + equals + value)

@@ -10,7 +10,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -78,8 +78,8 @@ class ModelSettings(Settings):
     """Texts that a pretrained model's tokenizer shall read as one token each, exactly as they are written here."""
     context: int | None = Field(None, ge=2)
     """Positions a pretrained model shall have; its rotary angles are scaled to reach them."""
-    rope: Literal["yarn", "linear"] = "yarn"
-    """How: yarn scales the slow angles only, linear all of them."""
+    rope: Literal["yarn", "linear"] | None = None
+    """How: yarn scales the slow angles only, linear all of them. Default: yarn."""
     compute: float | None = Field(None, ge=1e12, le=1e27)
     """Floating-point operations that may be spent on a model from scratch (1e15). Layers, width, heads, batch, learning
     rate and length follow from it, for the family of the preset; what is given besides stands."""
@@ -494,6 +494,21 @@ def fields(cls: type[Config]) -> Iterator[tuple[str, Any]]:
     for group, info in cls.model_fields.items():
         for name, field in info.annotation.model_fields.items():  # type: ignore[union-attr]
             yield f"{group}.{name}", field
+
+
+def refuse_unused(group: str, settings: Settings, names: Iterable[str], why: str) -> None:
+    """Refuse settings that would have no effect.
+
+    Args:
+        names: the settings of the group that would have none.
+        why: what is missing, and what to do.
+
+    Raises:
+        UserError: one of them is not what it is by default.
+    """
+    for name in names:
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            raise UserError(f"{group}.{name}: {why}")
 
 
 def differences(old: Config, new: Config) -> list[str]:

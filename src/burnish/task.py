@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.config import DataSettings, GenerateSettings, TaskSettings, TaughtSettings, refuse_unused
 from burnish.errors import unknown
 
 if TYPE_CHECKING:
@@ -114,6 +114,9 @@ class Task(ABC):
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         self.settings: Any = settings  # of the task's own `Settings` class
         self.tokenizer, self.facts = tokenizer, facts
+        if isinstance(settings, TaughtSettings) and settings.teacher is None:
+            teaching = [name for name in type(settings).model_fields if name.startswith("teacher_")]
+            refuse_unused("task", settings, teaching, "there is no teacher. Give --task.teacher, or leave it out.")
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:

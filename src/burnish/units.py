@@ -50,7 +50,8 @@ class Duration:
             return value
         match = _PATTERN.fullmatch(str(value))
         if match is None:
-            raise ValueError(f"{value!r} is not a duration; write {_EXAMPLES}")
+            wrong = "is below zero" if str(value).lstrip().startswith("-") else "is not a duration"
+            raise ValueError(f"{value!r} {wrong}; write {_EXAMPLES}")
         number, prefix, word = match.groups()
         if prefix + word in _UNITS:  # "%" and "s" have no prefix; "k", "M" alone are no units
             prefix, word = "", prefix + word

@@ -164,6 +164,11 @@ def test_the_token_that_ends_a_turn_is_found(tokenizer: Any) -> None:
             [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}],
             "x:1: the system's message stands at place 2",
         ),
+        (
+            [CHAT[0], {"role": "assistant", "content": ""}],
+            "x:1: message 2, the assistant's answer, is empty; write one",
+        ),
+        ([CHAT[0], {"from": "gpt", "value": " \n"}, *CHAT[2:]], "x:1: message 2, the assistant's answer, is empty"),
         ([{"role": "user", "text": "a"}], "x:1: message 1 needs a role and a content, both text"),
         (["Hi"], "x:1: message 1 is 'Hi', not an object with role and content"),
         ([], "x:1: a conversation is a list of messages"),
@@ -173,6 +178,11 @@ def test_the_token_that_ends_a_turn_is_found(tokenizer: Any) -> None:
 def test_a_conversation_out_of_order_is_refused_by_row(messages: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         conversation(messages, "x:1")
+
+
+def test_an_answer_that_only_calls_a_tool_needs_no_words() -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    assert conversation([CHAT[0], call], "x:1")[1] == call
 
 
 def test_a_tokenizer_without_a_template_is_refused(tokenizer: Any) -> None:

@@ -168,3 +168,5 @@ def test_an_input_is_a_text_an_object_or_a_file(tmp_path: Path) -> None:
         assert asked_of(text, columns) == [{"messages": text}]
     with pytest.raises(UserError, match=r"more\.csv: no such file"):
         asked_of(str(tmp_path / "more.csv"), {"text": "text"})
+    with pytest.raises(UserError, match=r"is a folder; give a text, or a file of rows \(.*\.csv, .*\.txt\)\."):
+        asked_of(str(tmp_path), columns)

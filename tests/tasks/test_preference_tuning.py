@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from burnish.data.loader import collate
+from burnish.data.pairs import halves
 from burnish.engine.step import accumulate
 from burnish.errors import UserError
 from burnish.session import Session
@@ -137,7 +138,38 @@ def test_smoothing_and_simpo_are_trls(loss: str, smoothing: float) -> None:
         accelerator=SimpleNamespace(device="cpu"),
     )  # fmt: skip
     wanted, _, _ = CPOTrainer.cpo_loss(trainer, chosen, rejected)
-    assert torch.allclose(pair_losses(chosen - rejected, given), wanted, rtol=TOLERANCE)
+    assert torch.allclose(pair_losses(torch.stack([chosen, rejected], 1), given), wanted, rtol=TOLERANCE)
+
+
+def test_orpo_is_trls(pairs_file: Path, tmp_path: Path) -> None:
+    """From plain logits: the mean log-probability of each answer, and TRL's odds ratio of the two."""
+    from trl.experimental.orpo import ORPOTrainer
+
+    session = session_of(
+        PreferenceTuning.name, tmp_path / "run", **settings_of(pairs_file), task={"loss": "orpo", "beta": 0.3}
+    )
+    model, batch = session.fit.model.eval(), collate(session.stores["train"], session.task, ROWS)
+    means = []
+    for row in ROWS:
+        example = session.stores["train"][row]
+        for ids, scored in zip(halves(example, "input_ids"), halves(example, "scored"), strict=True):
+            with torch.no_grad():
+                every = model(input_ids=torch.tensor(ids[None, :-1].astype(int))).logits[0].log_softmax(-1)
+            means.append(float(every[range(len(ids) - 1), ids[1:].astype(int)][scored[1:].astype(bool)].mean()))
+    chosen, rejected = torch.tensor(means).view(-1, 2).unbind(1)
+    trainer: Any = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
+    ratios = ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0]
+    assert loss_of(session) == pytest.approx(float((-chosen - ratios).mean()), rel=10 * TOLERANCE)
+    assert batch.weights == {"loss": len(ROWS)} and session.task.frozen_model() is None
+
+
+def test_an_answer_that_is_certain_has_a_gradient() -> None:
+    given = PreferenceTuning.Settings(loss="orpo")
+    rewards = torch.tensor([[0.0, -1.0], [-1.0, 0.0], [0.0, 0.0], [-200.0, -1.0]], requires_grad=True)
+    losses = pair_losses(rewards, given)
+    losses.sum().backward()
+    assert losses.isfinite().all() and rewards.grad is not None and rewards.grad.isfinite().all()
+    assert (rewards.grad[:, 0] <= -1).all()
 
 
 def test_the_gradient_is_that_of_plain_logits(pairs_file: Path, reference: Path, tmp_path: Path) -> None:
@@ -167,9 +199,15 @@ def test_the_gradient_is_that_of_plain_logits(pairs_file: Path, reference: Path,
     [
         (
             {"loss": "ipo", "label_smoothing": 0.1},
-            "task.label_smoothing: ipo knows none. Give 0, or --task.loss sigmoid",
+            "task.label_smoothing: ipo has none. Give --task.loss sigmoid or simpo, or leave it out.",
         ),
-        ({"loss": "simpo", "reference": "x"}, "task.reference: simpo compares with no reference"),
+        (
+            {"loss": "simpo", "reference": "x"},
+            "task.reference: simpo has none. Give --task.loss sigmoid or hinge or ipo",
+        ),
+        ({"loss": "orpo", "reference": "x"}, "task.reference: orpo has none. Give --task.loss sigmoid or hinge or ipo"),
+        ({"loss": "orpo", "label_smoothing": 0.1}, "task.label_smoothing: orpo has none."),
+        ({"gamma": 0.7}, "task.gamma: sigmoid has none. Give --task.loss simpo, or leave it out."),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
@@ -188,12 +226,15 @@ def test_a_prompt_that_leaves_no_room_is_refused_and_a_cut_answer_is_said(pairs_
     assert all(max(store[row]["sizes"]) <= 45 for row in range(len(store)))
 
 
-def test_experts_are_balanced_beside_the_pairs_however_a_step_is_cut(pairs_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo"])
+def test_experts_are_balanced_beside_the_pairs_however_a_step_is_cut(
+    pairs_file: Path, tmp_path: Path, loss: str
+) -> None:
     """Two terms, of pairs and of rows: a pair is two rows."""
     gradients = []
     for micro_batch in (8, 3):
         given = settings_of(pairs_file, model={"preset": "qwen3-moe-nano"}, train={"micro_batch": micro_batch})
-        session = session_of(PreferenceTuning.name, tmp_path / "run", **given)
+        session = session_of(PreferenceTuning.name, tmp_path / "run", **given, task={"loss": loss})
         session.join()
         batches = session.job.loader.step(0)
         assert [batch.weights["router"] for batch in batches] == [2 * batch.weights["loss"] for batch in batches]

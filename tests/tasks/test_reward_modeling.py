@@ -98,7 +98,14 @@ def test_the_card_rates_as_the_run_does(pairs_file: Path, tiny_bert: Path, tmp_p
     )  # fmt: skip
     assert isinstance(run, burnish.Run)
     asked = {"prompt": "Who sees the river?", "chosen": " The old king does."}
-    assert run.predict(asked)["score"] == pytest.approx(float(said_by_card(run.path)), abs=1e-5)
+    answer = run.predict(asked)
+    assert answer == {**asked, "score": pytest.approx(float(said_by_card(run.path)), abs=1e-5)}
+    for wrong, message in (
+        ({"chosen": 7}, "Input 1: the chosen answer is int; prompt and answers are text, or lists of messages"),
+        ({"prompt": 7}, "Input 1: prompt and answers are text, or lists of messages"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run.predict({**asked, **wrong})
 
 
 def test_answers_that_are_cut_alike_are_refused(tiny_bert: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def conversation(value: Any, where: str) -> list[Message]:
     """Return the messages of a row, each with `role` and `content`.
 
     Raises:
-        UserError: they are no conversation in which user and assistant take turns, the user first.
+        UserError: they are no conversation in which user and assistant take turns, the user first, or an answer is empty.
     """
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -81,6 +81,10 @@ def conversation(value: Any, where: str) -> list[Message]:
                 f"{where}: message {number} has the role {role[:40]!r}; give one of {', '.join(_ROLES)}.{nearest(role, _ROLES)}"
             )
         more = {name: value for name, value in message.items() if name not in ("role", "from", "content", "value")}
+        if role == "assistant" and not content.strip() and not more.get("tool_calls"):
+            raise UserError(
+                f"{where}: message {number}, the assistant's answer, is empty; write one, or remove the row."
+            )
         messages.append({"role": role, "content": content, **more})
     _refuse_disorder([message["role"] for message in messages], where)
     return messages

@@ -52,11 +52,7 @@ def pair_of(row: Row) -> Pair:
     """
     prompt, chosen, rejected = row.values.get(GIVEN), row.values["chosen"], row.values["rejected"]
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if not isinstance(answer, str | list | tuple):
-            raise UserError(
-                f"{row.where}: the {name} answer is {type(answer).__name__}; prompt and answers are text, or lists of messages "
-                "with role and content."
-            )
+        _refuse_other(name, answer, row.where)
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise UserError(f"{row.where}: one answer is text, the other is messages; give both the same way.")
     if isinstance(chosen, str) and isinstance(prompt, str | None):
@@ -70,6 +66,26 @@ def pair_of(row: Row) -> Pair:
     if pair.chosen == pair.rejected:
         raise UserError(f"{row.where}: the chosen and the rejected answer are the same; remove the row.")
     return pair
+
+
+def answer_to(prompt: Any, answer: Any, where: str) -> tuple[str | None, Any]:
+    """Return a prompt and one answer to it, both text; or None, and the messages of both.
+
+    Raises:
+        UserError: they are neither text nor messages.
+    """
+    _refuse_other("chosen", answer, where)
+    if isinstance(answer, str) and isinstance(prompt, str | None):
+        return prompt, answer
+    return None, _messages(prompt, answer, where)
+
+
+def _refuse_other(name: str, answer: Any, where: str) -> None:
+    if not isinstance(answer, str | list | tuple):
+        raise UserError(
+            f"{where}: the {name} answer is {type(answer).__name__}; prompt and answers are text, or lists of messages "
+            "with role and content."
+        )
 
 
 def _shared_text(one: str, other: str) -> int:

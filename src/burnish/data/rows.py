@@ -105,6 +105,11 @@ def _ending(path: Path) -> str:
     return "." + name.rpartition(".")[2] if "." in name else ""
 
 
+def _endings() -> set[str]:
+    """Return the file endings that sources read."""
+    return {ending for kind in sources().values() for ending in kind.endings}
+
+
 def _neighbour(path: Path) -> str:
     try:
         return nearest(path.name, [file.name for file in path.parent.iterdir()])
@@ -289,10 +294,10 @@ def asked_of(given: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:
         UserError: an input lacks a column or has no usable text; nothing is left out silently.
     """
     path = Path(given)
+    if os.path.isdir(given):
+        raise UserError(f"{given}: is a folder; give a text, or a file of rows ({', '.join(sorted(_endings()))}).")
     if not os.path.isfile(given):  # unlike Path's, it takes any text for a name, however long
-        if len(given.split()) == 1 and _ending(path) in {
-            ending for kind in sources().values() for ending in kind.endings
-        }:
+        if len(given.split()) == 1 and _ending(path) in _endings():
             raise UserError(f"{given}: no such file.{_neighbour(path)}")
         return [_asked(given, columns)]
     [part] = find_parts([given], "input", lambda name, setting: [])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from burnish.config import AdapterSettings, FreezeSettings
+from burnish.config import AdapterSettings, FreezeSettings, refuse_unused
 from burnish.errors import UserError
 from burnish.models.freeze import lowest
 from burnish.models.quantise import dense, hush, quantise, quantised
@@ -31,7 +31,11 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings, new: Se
 
     Source: Hu et al. 2022 (LoRA), Liu et al. 2024 (DoRA), Dettmers et al. 2023 (QLoRA); peft. Lester et al. 2021 (prompts).
     """
-    _refuse_unused(settings)
+    none = f"adapter.kind {settings.kind} has none. Give --adapter.kind"
+    if settings.kind in ("none", "prompt"):
+        refuse_unused("adapter", settings, ("rank", "alpha", "dropout", "targets"), f"{none} lora, or leave it out.")
+    if settings.kind != "prompt":
+        refuse_unused("adapter", settings, ("tokens",), f"{none} prompt, or leave it out.")
     if settings.kind == "none":
         return
     head = [] if model.get_output_embeddings() is not None else _outside(model)
@@ -45,24 +49,6 @@ def adapt(model: Any, settings: AdapterSettings, frozen: FreezeSettings, new: Se
             value.requires_grad_(True)
     if new:
         train_rows(model, new)
-
-
-def _refuse_unused(settings: AdapterSettings) -> None:
-    """Refuse settings of another kind of adapter.
-
-    Raises:
-        UserError: names the first.
-    """
-    unused = {
-        "none": {"rank", "alpha", "dropout", "targets", "tokens"},
-        "prompt": {"rank", "alpha", "dropout", "targets"},
-    }
-    for name, value in settings:
-        if name in unused.get(settings.kind, {"tokens"}) and value != getattr(AdapterSettings(), name):
-            kind = "prompt" if name == "tokens" else "lora"
-            raise UserError(
-                f"adapter.{name}: adapter.kind {settings.kind} has none. Give --adapter.kind {kind}, or leave it out."
-            )
 
 
 def _put_beside(model: Any, settings: AdapterSettings, frozen: FreezeSettings) -> None:

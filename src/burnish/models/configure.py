@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from burnish.config import Config
+from burnish.config import Config, refuse_unused
 from burnish.errors import UserError
 from burnish.models.dial import preset_of
 from burnish.models.load import make_config, stretch
@@ -23,6 +23,11 @@ def model_config(config: Config, source: Path | None, options: dict[str, Any], t
         UserError: the settings ask for what this model has not, or it cannot read the tokenizer's text.
     """
     if source is None:
+        if config.adapter.kind != "none":
+            raise UserError(
+                f"adapter.kind: {config.adapter.kind} trains beside a pretrained model; a preset's weights are random and "
+                "would stay so. Give --model FOLDER, or leave out --adapter."
+            )
         preset = preset_of(config)
         size = config.model.vocab_size or preset.options["vocab_size"]
         options = options | {
@@ -36,7 +41,11 @@ def model_config(config: Config, source: Path | None, options: dict[str, Any], t
             raise UserError("model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only.")
         made = make_config(source, options, config.train.dropout)
     if config.model.context is not None:
-        stretch(made, config.model.context, config.model.rope)
+        stretch(made, config.model.context, config.model.rope or "yarn")
+    else:
+        refuse_unused(
+            "model", config.model, ("rope",), "no positions are added. Give --model.context, or leave it out."
+        )
     vocabulary = getattr(made.get_text_config(), "vocab_size", None)
     if vocabulary is None:
         raise UserError(f"model: a {made.model_type} has no vocabulary, so it reads no text. Take a model of text.")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 _ENCODED_AT_ONCE = 1000
+_LEAST_ROOM = 8
 
 
 class CausalLmSettings(TaughtSettings):
@@ -54,7 +55,7 @@ class TextGeneration(Task):
     """
 
     name = "text-generation"
-    version = 3
+    version = 4
     Settings = CausalLmSettings
     auto_class = "AutoModelForCausalLM"
     asks = ("messages", "text")
@@ -123,6 +124,12 @@ class TextGeneration(Task):
         self._routes = bool(routers(model))
 
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
+        first = opening_ids(self.tokenizer)
+        room = sequence - len(first)
+        if room < _LEAST_ROOM:
+            raise UserError(
+                f"train.sequence: {sequence} leaves no room for text; give at least {len(first) + _LEAST_ROOM}."
+            )
         end = self.tokenizer.eos_token_id
         if end is None:
             end = self.tokenizer.sep_token_id or 0
@@ -132,9 +139,7 @@ class TextGeneration(Task):
         if self.facts.get("paired"):
             yield from self._pairs(rows, sequence, end)
             return
-        first = opening_ids(self.tokenizer)
-        sequence -= len(first)
-        stride = sequence if training else max(1, sequence - int(sequence * self.settings.context))
+        stride = room if training else max(1, room - int(room * self.settings.context))
         ids: list[int] = [end]  # the context of the very first token
         bytes_at: list[int] = [0]
         places: list[str] = [""]
@@ -145,9 +150,9 @@ class TextGeneration(Task):
             edges = [size * i // len(tokens) for i in range(len(tokens) + 1)]
             bytes_at += [after - before for before, after in pairwise(edges)]
             places += [where] * len(tokens)
-            while len(ids) > sequence:
-                yield self._example(first, ids, bytes_at, places, sequence + 1, scored)
-                scored = 1 + sequence - stride
+            while len(ids) > room:
+                yield self._example(first, ids, bytes_at, places, room + 1, scored)
+                scored = 1 + room - stride
                 del ids[:stride], bytes_at[:stride], places[:stride]
         if len(ids) > scored:
             yield self._example(first, ids, bytes_at, places, len(ids), scored)

@@ -9,16 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.config import GenerateSettings, TaskSettings, refuse_unused
 from burnish.data.chat import answers
-from burnish.data.pairs import Pair, halves, pair_columns, pair_of
+from burnish.data.pairs import Pair, halves, pair_of
 from burnish.data.tokenizer import filled_up, pad_id
 from burnish.errors import UserError
-from burnish.task import Batch, Example, FrozenModel, Records, Row
+from burnish.task import Batch, Example, FrozenModel, Row
 from burnish.tasks.causal_lm import TextGeneration
+from burnish.tasks.pairs import PairTask
 
 if TYPE_CHECKING:
     import torch
+
+#: Settings that not every loss has, and the losses that have them.
+_LOSSES_WITH = {
+    "label_smoothing": ("sigmoid", "simpo"),
+    "gamma": ("simpo",),
+    "reference": ("sigmoid", "hinge", "ipo"),
+}
 
 Tokens = tuple[list[int], list[bool]]
 """An answer with its prompt as token ids, and which of them are the answer's."""
@@ -27,10 +35,11 @@ Tokens = tuple[list[int], list[bool]]
 class PreferenceTuningSettings(TaskSettings):
     """Prefer one answer to another."""
 
-    loss: Literal["sigmoid", "hinge", "ipo", "simpo"] = "sigmoid"
-    """How a pair is judged: sigmoid is DPO; hinge (SLiC) and ipo compare with a reference too; simpo needs none."""
+    loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = "sigmoid"
+    """How a pair is judged: sigmoid is DPO; hinge (SLiC) and ipo compare with a reference too; simpo and orpo need none."""
     beta: float = Field(0.1, gt=0)
-    """How closely the model stays with the reference: the smaller, the further it may go. simpo: scale of the rewards."""
+    """How closely the model stays with the reference: the smaller, the further it may go. simpo: scale of the rewards.
+    orpo: weight of the comparison beside learning the better answer (the paper's lambda)."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of pairs that are assumed to be the wrong way round (sigmoid, simpo)."""
     gamma: float = Field(0.5, ge=0)
@@ -43,41 +52,34 @@ class PreferenceTuningSettings(TaskSettings):
     """Three prompts the report answers. Default: taken from the training rows."""
 
 
-class PreferenceTuning(TextGeneration):
+class PreferenceTuning(PairTask, TextGeneration):
     """Learn from pairs of answers which one is better, without a reward model.
 
     The reward of an answer is how much likelier the model makes it than a frozen reference does; the loss of a pair is a
     function of the difference of its two rewards. A pair is two rows of the same example, each the prompt and an answer.
 
     Source: Rafailov et al. 2023 (DPO), equation 7; Zhao et al. 2023 (SLiC); Azar et al. 2023 (IPO), equation 17, with
-    log-probabilities per token as TRL has it; Meng et al. 2024 (SimPO), equation 6; Mitchell 2023 (label smoothing).
+    log-probabilities per token as TRL has it; Meng et al. 2024 (SimPO), equation 6; Hong et al. 2024 (ORPO), equations 3
+    to 7, each answer's likelihood a mean over its own tokens; Mitchell 2023 (label smoothing).
     """
 
     name = "preference-tuning"
-    version = 1
+    version = 2
     Settings = PreferenceTuningSettings
     asks = ("given",)
-    opens_by_default = False
     takes_prompt = False
-    metric_names = ("accuracy", "margin", "loss")
-    lower_is_better = frozenset({"loss"})
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)
-        if self.settings.label_smoothing and self.settings.loss in ("hinge", "ipo"):
-            raise UserError(
-                f"task.label_smoothing: {self.settings.loss} knows none. Give 0, or --task.loss sigmoid or simpo."
-            )
-        if self.settings.reference is not None and not self._compares:
-            raise UserError("task.reference: simpo compares with no reference; drop it, or give another --task.loss.")
+        loss = self.settings.loss
+        for name, losses in _LOSSES_WITH.items():
+            if loss not in losses:
+                why = f"{loss} has none. Give --task.loss {' or '.join(losses)}, or leave it out."
+                refuse_unused("task", self.settings, (name,), why)
 
     @property
     def _compares(self) -> bool:
-        return self.settings.loss != "simpo"
-
-    @classmethod
-    def columns(cls, data: DataSettings) -> dict[str, str]:
-        return pair_columns(data)
+        return self.settings.loss in _LOSSES_WITH["reference"]
 
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
@@ -85,9 +87,6 @@ class PreferenceTuning(TextGeneration):
         pairs = [pair_of(row) for row in islice(rows, 3)]
         prompts = [pair.prompt[0]["content"] if pair.is_chat else pair.prompt for pair in pairs]
         return {"prompts": prompts, "chats": pairs[0].is_chat}
-
-    def cuts_long_rows(self) -> bool:
-        return True
 
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         for row in rows:
@@ -154,27 +153,16 @@ class PreferenceTuning(TextGeneration):
         """Return the log-probabilities of both answers of each pair: [1, 2]."""
         return self._log_probabilities(model, batch).split(1)
 
-    def _rewards(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each pair's two rewards [pairs, 2], and its loss [pairs]."""
+    def rewards(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         rewards = self._log_probabilities(model, batch)
         if self._compares:
             rewards = rewards - batch.targets["remembered"]
-        if self.settings.loss in ("ipo", "simpo"):
+        if self.settings.loss in ("ipo", "simpo", "orpo"):
             rewards = rewards / batch.targets["tokens"]
-        return self.settings.beta * rewards, pair_losses(rewards[:, 0] - rewards[:, 1], self.settings)
+        return self.settings.beta * rewards, pair_losses(rewards, self.settings)
 
     def _own_losses(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"loss": self._rewards(model, batch)[1].sum()}
-
-    def score(self, model: Any, batch: Batch) -> Records:
-        rewards, losses = self._rewards(model, batch)
-        return {"rewards": rewards.cpu().numpy(), "loss": losses.cpu().numpy()}
-
-    def metrics(self, records: Records) -> dict[str, float]:
-        return reward_metrics(records)
-
-    def figures(self, records: Records) -> list[dict[str, Any]]:
-        return reward_figures(records)
+        return {"loss": self.rewards(model, batch)[1].sum()}
 
     def predict(
         self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
@@ -184,34 +172,34 @@ class PreferenceTuning(TextGeneration):
         return [{"prompt": prompt, "generated": answer} for prompt, answer in zip(prompts, found, strict=True)]
 
 
-def reward_metrics(records: Records) -> dict[str, float]:
-    """Return the share of pairs whose better answer has the larger reward, the mean difference, and the mean loss."""
-    margins = records["rewards"][:, 0] - records["rewards"][:, 1]
-    return {
-        "accuracy": float((margins > 0).mean()),
-        "margin": float(margins.mean()),
-        "loss": float(records["loss"].mean()),
-    }
-
-
-def reward_figures(records: Records) -> list[dict[str, Any]]:
-    """Return a table of the mean rewards."""
-    chosen, rejected = records["rewards"].mean(0).tolist()
-    rows = [["chosen", chosen], ["rejected", rejected]]
-    return [{"kind": "table", "title": "Rewards", "columns": ["answer", "mean reward"], "rows": rows}]
-
-
-def pair_losses(difference: torch.Tensor, settings: PreferenceTuningSettings) -> torch.Tensor:
+def pair_losses(rewards: torch.Tensor, settings: PreferenceTuningSettings) -> torch.Tensor:
     """Return the loss of each pair [pairs].
 
     Args:
-        difference: of the two answers' rewards before they are scaled by `beta` [pairs].
+        rewards: of the two answers, before they are scaled by `beta` [pairs, 2].
     """
     from torch.nn.functional import logsigmoid, relu
 
+    if settings.loss == "orpo":
+        odds = log_odds(rewards)
+        return -rewards[:, 0] - settings.beta * logsigmoid(odds[:, 0] - odds[:, 1])
+    difference = rewards[:, 0] - rewards[:, 1]
     if settings.loss == "ipo":
         return (difference - 1 / (2 * settings.beta)).square()
     scaled = settings.beta * difference - (settings.gamma if settings.loss == "simpo" else 0.0)
     if settings.loss == "hinge":
         return relu(1 - scaled)
     return -(1 - settings.label_smoothing) * logsigmoid(scaled) - settings.label_smoothing * logsigmoid(-scaled)
+
+
+def log_odds(log_probabilities: torch.Tensor) -> torch.Tensor:
+    """Return log(p / (1 - p)); where p is 1 in float32, that of the next smaller number, so that the gradient is finite.
+
+    >>> import torch
+    >>> log_odds(torch.tensor([0.5, 0.9, 1.0]).log())
+    tensor([ 0.0000,  2.1972, 15.9424])
+    """
+    import torch
+
+    below_one = log_probabilities.clamp(max=-torch.finfo(torch.float32).eps)
+    return log_probabilities - torch.log(-torch.expm1(below_one))

@@ -68,6 +68,7 @@ class QuestionAnswering(Task):
     """
 
     name = "question-answering"
+    version = 2
     Settings = QuestionAnsweringSettings
     auto_class = "AutoModelForQuestionAnswering"
     asks = ("question", "context")
@@ -100,7 +101,7 @@ class QuestionAnswering(Task):
             place = _place(row.where, context, answers) if answers else None
             told = {"question": question, "context": context, "answers": [text for text, _ in answers]}
             content = np.frombuffer(json.dumps(told).encode(), np.uint8)
-            for window in self._windows(question, context, sequence):
+            for window in self._windows(question, context, sequence, row.where):
                 target = np.array(window.positions(*place) if place else (0, 0))
                 example: Example = {**window.features, "target": target}
                 if not training:
@@ -108,15 +109,20 @@ class QuestionAnswering(Task):
                     example["starts"], example["ends"], example["row"] = window.starts, window.ends, content
                 yield example, row.where
 
-    def _windows(self, question: str, context: str, sequence: int) -> Iterator[Window]:
-        """Yield the windows of a context; a question that takes more than half of a sequence is cut to that."""
+    def _windows(self, question: str, context: str, sequence: int, where: str) -> Iterator[Window]:
+        """Yield the windows of a context.
+
+        Raises:
+            UserError: the question takes more than half of a sequence, or leaves no room for the context.
+        """
         question = question.strip()
-        asked = self.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        most = sequence // 2
-        if len(asked["input_ids"]) > most:
-            question = question[: asked["offset_mapping"][most - 1][1]]
-        taken = min(len(asked["input_ids"]), most) + self.tokenizer.num_special_tokens_to_add(pair=True)
-        room = sequence - taken
+        asked = len(self.tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"])
+        if asked > sequence // 2:
+            raise UserError(
+                f"{where}: the question has {asked:,} tokens, more than half of a sequence of {sequence}. Shorten it, "
+                "or give a larger --train.sequence."
+            )
+        room = sequence - asked - self.tokenizer.num_special_tokens_to_add(pair=True)
         if room < _LEAST_ROOM:
             raise UserError(
                 f"train.sequence: {sequence} leaves no room for a context; give at least {sequence + _LEAST_ROOM - room}."
@@ -271,8 +277,8 @@ class QuestionAnswering(Task):
 
         limit = min(longest_sequence(model.config) or 512, self.tokenizer.model_max_length, 512)
         answers = []
-        for given in asked:  # each by itself, so an answer does not depend on what else was asked
-            row = Row({**given, "answers": []}, "The input")
+        for number, given in enumerate(asked, 1):  # each by itself, so an answer does not depend on what else was asked
+            row = Row({**given, "answers": []}, f"Input {number}")
             examples = [example for example, _ in self.encode([row], limit, training=False)]
             parts = []
             for start in range(0, len(examples), _WINDOWS_AT_ONCE):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.config import GenerateSettings, TaskSettings
 from burnish.data.chat import conversation, set_template, written
-from burnish.data.pairs import halves, pair_columns, pair_of
+from burnish.data.pairs import answer_to, halves, pair_of
+from burnish.data.rows import GIVEN
 from burnish.data.tokenizer import encode_texts, fill_up, pad_id
 from burnish.errors import UserError
-from burnish.task import Batch, Example, Records, Row, Task
-from burnish.tasks.preference_tuning import reward_figures, reward_metrics
+from burnish.task import Batch, Example, Row
+from burnish.tasks.pairs import PairTask
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ class RewardModelingSettings(TaskSettings):
     """How a conversation is written out: `chatml`, or a file with a Jinja template. Default: the tokenizer's own."""
 
 
-class RewardModeling(Task):
+class RewardModeling(PairTask):
     """Learn a number for each answer such that the better one of a pair has the larger.
 
     The probability that an answer is the better one is the logistic function of the difference of the two rewards.
@@ -38,20 +39,15 @@ class RewardModeling(Task):
     """
 
     name = "reward-modeling"
+    version = 2
     Settings = RewardModelingSettings
     auto_class = "AutoModelForSequenceClassification"
-    asks = ("given", "chosen")
-    opens_by_default = False
-    metric_names = ("accuracy", "margin", "loss")
+    asks = (GIVEN, "chosen")
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)
         if self.settings.template:
             set_template(tokenizer, self.settings.template)
-
-    @classmethod
-    def columns(cls, data: DataSettings) -> dict[str, str]:
-        return pair_columns(data)
 
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
@@ -67,13 +63,10 @@ class RewardModeling(Task):
             "pad_token_id": pad_id(self.tokenizer),
         }
 
-    def cuts_long_rows(self) -> bool:
-        return True
-
     def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
         for row in rows:
             pair = pair_of(row)
-            prompt = row.values.get("given")
+            prompt = row.values.get(GIVEN)
             whole = pair.is_chat or prompt is None
             answers = [pair.prompt + answer if whole else answer for answer in (pair.chosen, pair.rejected)]
             both = [self._inputs(None if whole else prompt, answer, sequence, row.where) for answer in answers]
@@ -107,8 +100,7 @@ class RewardModeling(Task):
         inputs = {name: torch.from_numpy(values) for name, values in filled.items()}
         return Batch(inputs, {}, {"loss": count}, [len(row["input_ids"]) for row in rows])
 
-    def _rewards(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each pair's two rewards [pairs, 2], and its loss [pairs]."""
+    def rewards(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         from torch.nn.functional import logsigmoid
 
         rewards = model(**batch.inputs).logits.float().view(-1, 2)
@@ -116,17 +108,7 @@ class RewardModeling(Task):
         return rewards, losses + self.settings.center * rewards.sum(1).square()
 
     def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        return {"loss": self._rewards(model, batch)[1].sum()}
-
-    def score(self, model: Any, batch: Batch) -> Records:
-        rewards, losses = self._rewards(model, batch)
-        return {"rewards": rewards.cpu().numpy(), "loss": losses.cpu().numpy()}
-
-    def metrics(self, records: Records) -> dict[str, float]:
-        return reward_metrics(records)
-
-    def figures(self, records: Records) -> list[dict[str, Any]]:
-        return reward_figures(records)
+        return {"loss": self.rewards(model, batch)[1].sum()}
 
     def predict(
         self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
@@ -138,11 +120,11 @@ class RewardModeling(Task):
         limit = min(longest_sequence(model.config) or 512, self.tokenizer.model_max_length)
         found = []
         for number, given in enumerate(asked, 1):  # each by itself, so a score does not depend on what else was asked
-            prompt, answer = given.get("given"), given.get("chosen", given.get("text"))
-            if isinstance(answer, list) and isinstance(prompt, list):
-                prompt, answer = None, prompt + answer
-            batch = self._batch([self._inputs(prompt, answer, limit, f"Input {number}")], 0.0)
+            where = f"Input {number}"
+            prompt, answer = answer_to(given.get(GIVEN), given["chosen"], where)
+            batch = self._batch([self._inputs(prompt, answer, limit, where)], 0.0)
             with torch.inference_mode():
                 score = float(model(**batch.to(str(model.device)).inputs).logits)
-            found.append({**given, "score": round(score, 6)})
+            shown = {"prompt" if name == GIVEN else name: value for name, value in given.items()}
+            found.append({**shown, "score": round(score, 6)})
         return found
