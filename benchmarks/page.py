@@ -214,15 +214,21 @@ def accuracy_table(results: Sequence[Result]) -> str:
     """Return the table of what the sides of the classification benchmark reached."""
     base = of_side(results, "baselines")[0]
     rows = [
-        [f"always {base['majority_label']!r}, the commonest label", f"{base['majority']:.4f}", ""],
-        ["TF-IDF of words and word pairs, logistic regression", f"{base['tfidf']:.4f}", ""],
+        [f"always {base['majority_label']!r}, the commonest label", f"{base['majority']:.4f}", "", "", ""],
+        [
+            "TF-IDF of words and word pairs, logistic regression",
+            f"{base['tfidf']:.4f}",
+            f"{base['tfidf_macro_f1']:.4f}",
+            "",
+            "",
+        ],
     ]
+    figures = ("accuracy", "macro_f1", "calibration_error", "loss")
     trained = [result for result in results if result["side"] != "baselines"]
     for side in sides(trained):
         own = of_side(trained, side)
-        accuracies, losses = [result["accuracy"] for result in own], [result["loss"] for result in own]
-        rows.append([NAMES.get(side, side), spread(accuracies, 4), spread(losses, 4)])
-    return table(["", "accuracy", "held-out loss"], rows)
+        rows.append([NAMES.get(side, side), *(spread([result[name] for result in own], 4) for name in figures)])
+    return table(["", "accuracy", "macro F1", "calibration error", "held-out loss"], rows)
 
 
 def check_table(checks: Sequence[Check]) -> str:
@@ -262,6 +268,7 @@ side."""
 
 _SENTIMENT = """## Classification: sentiment with a pretrained encoder
 
+Rated sentences of product reviews, tweets, film reviews and newspaper editorials (Hutto and Gilbert 2014):
 {train_rows:,} sentences to learn from, {held_out_rows:,} held out by a hash of their text. burnish and Hugging Face's
 `Trainer` get the same model, rows, frozen layers, epochs, batch, peak learning rate, warm-up, schedule, weight decay
 and clipping. The model of the last step is what is judged; nothing is evaluated or saved on the way.
@@ -272,7 +279,8 @@ intervals, the report and the card.
 
 What differs by design: burnish runs frozen layers without dropout, and Trainer, used as documented, with it; the order
 of rows and the first weights of the head come from each side's own random numbers; burnish chooses bfloat16 where the
-processor is fast at it, and Trainer's default is float32 everywhere, which is why both sides are shown in both."""
+processor is fast at it, and Trainer's default is float32 everywhere. The calibration error is the expected one over ten
+bins of the probability given (Guo et al. 2017), less is better."""
 
 _NOT_MEASURED = """## Not measured
 

@@ -37,7 +37,7 @@ from burnish.units import readable_bytes
 PAGE = ROOT / "docs" / "benchmarks.md"
 RECIPE_OF = {
     "shakespeare": "gpt2-shakespeare.yaml",
-    "sentiment": "minilm-sentiment.yaml",
+    "sentiment": "minilm-sentiment-all.yaml",
     "questions": "minilm-squad.yaml",
     "translation": "transformer-en-de.yaml",
     "gpt3": "gpt3-prose.yaml",
@@ -45,7 +45,7 @@ RECIPE_OF = {
 }
 ASSETS = {
     "shakespeare": ("shakespeare",),
-    "sentiment": ("sentiment", "minilm"),
+    "sentiment": ("sentiment-all", "minilm"),
     "questions": ("squad-shifts", "minilm"),
     "translation": ("strings",),
     "gpt3": ("prose",),

@@ -1,6 +1,6 @@
 """What no neural network reaches on a recipe's labelled texts: the commonest label, and a linear model of words.
 
-python -m benchmarks.tfidf [--recipe recipes/minilm-sentiment.yaml]
+python -m benchmarks.tfidf [--recipe recipes/minilm-sentiment-all.yaml]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
@@ -42,6 +43,7 @@ def baselines(recipe: Path | str) -> dict[str, Any]:
         "majority": held_out.count(commonest) / len(held_out),
         "majority_label": commonest,
         "tfidf": float(search.score(texts(split.held_out), held_out)),
+        "tfidf_macro_f1": float(f1_score(held_out, search.predict(texts(split.held_out)), average="macro")),
         "strength": search.best_params_["logisticregression__C"],
         "features": len(search.best_estimator_[0].vocabulary_),
         "train": spent,
@@ -54,7 +56,7 @@ def baselines(recipe: Path | str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the baselines as a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=RECIPES / "minilm-sentiment.yaml")
+    parser.add_argument("--recipe", type=Path, default=RECIPES / "minilm-sentiment-all.yaml")
     print(json.dumps(baselines(parser.parse_args(arguments).recipe)), flush=True)
 
 

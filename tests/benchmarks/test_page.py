@@ -26,7 +26,20 @@ def result(side: str, seed: int, cpu: float, **more: Any) -> dict[str, Any]:
 def classified(side: str, seed: int, cpu: float, **more: Any) -> dict[str, Any]:
     """Return a made-up result of classification."""
     same = {"trainable": 99, "steps": 10, "rows_learned": 300, "epochs": 2}
-    return result(side, seed, cpu, **{**same, "mean_train_loss": 0.5, "loss": 0.25, "accuracy": 0.875, **more})
+    return result(
+        side,
+        seed,
+        cpu,
+        **{
+            **same,
+            "mean_train_loss": 0.5,
+            "loss": 0.25,
+            "accuracy": 0.875,
+            "macro_f1": 0.8,
+            "calibration_error": 0.1,
+            **more,
+        },
+    )
 
 
 def generated(side: str, seed: int, cpu: float, bits: float) -> dict[str, Any]:
@@ -42,7 +55,14 @@ def measured(name: str, results: list[dict[str, Any]]) -> Measured:
 @pytest.fixture
 def sentiment() -> Measured:
     """Two seeds of two sides; Trainer takes 2 and 3 times as long."""
-    base = {"train_rows": 150, "held_out_rows": 50, "majority": 0.625, "majority_label": "x", "tfidf": 0.75}
+    base = {
+        "train_rows": 150,
+        "held_out_rows": 50,
+        "majority": 0.625,
+        "majority_label": "x",
+        "tfidf": 0.75,
+        "tfidf_macro_f1": 0.5,
+    }
     turns = [("burnish", 0, 10), ("trainer", 0, 20), ("burnish", 1, 10), ("trainer", 1, 30)]
     results = [classified(side, seed, cpu) for side, seed, cpu in turns]
     return measured("sentiment", [result("baselines", 0, 1, **base), *results])

@@ -244,7 +244,7 @@ class TextClassification(Task):
         """
         loss = {"loss": float(records["loss"].sum() / max(records["weight"].sum(), 1e-12))}
         if self.kind == "single":
-            return loss | _single_metrics(records)
+            return loss | single_label_metrics(records)
         if self.kind == "multi":
             return loss | _multi_metrics(records["scores"] >= self._thresholds(), records["label"] == 1)
         return loss | _number_metrics(records["scores"][:, 0], records["label"][:, 0])
@@ -367,7 +367,8 @@ def label_name(row: Row) -> str:
     return _labels(row, "single", None)[0]
 
 
-def _single_metrics(records: Records) -> dict[str, float]:
+def single_label_metrics(records: Records) -> dict[str, float]:
+    """Return the metrics of `scores` (logits [rows, labels]) and `label` ([rows]); see `TextClassification.metrics`."""
     import torch
     from torchmetrics.functional import classification as measure
 
