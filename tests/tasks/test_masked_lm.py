@@ -55,6 +55,20 @@ def test_fifteen_percent_are_chosen_and_most_of_them_hidden(session: Session) ->
     assert replaced / chosen == pytest.approx(0.1, abs=0.02)
 
 
+def test_more_are_chosen_in_training_if_asked_and_no_more_in_evaluations(text_file: Path, tmp_path: Path) -> None:
+    found = []
+    for share in (0.15, 0.4):
+        run = {"run": {"dir": str(tmp_path / str(share)), "threads": 1}}
+        made = session_of("fill-mask", tmp_path / str(share), **settings(text_file) | {"task": {"masked": share}} | run)
+        rows = [made.stores["train"][row] for row in range(len(made.stores["train"]))]
+        trained = sum(len(made.task.vary(row, 7)["places"]) for row in rows) / sum(
+            len(row["input_ids"]) - 2 for row in rows
+        )
+        assert trained == pytest.approx(share, abs=0.02)
+        found.append(made.task.collate(rows).targets["places"].tolist())
+    assert found[0] == found[1]
+
+
 def test_the_choice_follows_from_the_draw_alone(session: Session) -> None:
     example = session.stores["train"][0]
     first, again, other = (session.task.vary(example, draw) for draw in (7, 7, 8))

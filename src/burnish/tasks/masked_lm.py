@@ -26,11 +26,15 @@ _BEST = 5
 _MASKS = ("[MASK]", "<mask>")
 
 
+#: Share of the tokens that are hidden where a model is evaluated, so that runs compare.
+EVALUATED = 0.15
+
+
 class MaskedLmSettings(TaskSettings):
     """Guess hidden tokens from both sides."""
 
-    masked: float = Field(0.15, gt=0, lt=1)
-    """Share of the tokens that are to be guessed."""
+    masked: float = Field(EVALUATED, gt=0, lt=1)
+    """Share of the tokens that are to be guessed in training; evaluations always hide 15 %."""
     whole_words: bool = False
     """Choose whole words instead of single tokens."""
     pseudo_perplexity: bool = False
@@ -129,12 +133,15 @@ class FillMask(Task):
 
     def vary(self, example: Example, draw: int) -> Example:
         """Return the example with tokens chosen, and most of them hidden."""
+        return self._hidden(example, draw, self.settings.masked)
+
+    def _hidden(self, example: Example, draw: int, share: float) -> Example:
         random = np.random.Generator(np.random.Philox(draw))
         ids = np.array(example["input_ids"], np.int64)
         usable = ~np.isin(ids, self._special)
         word = np.cumsum(example["starts"].astype(bool)) - 1
         words = np.unique(word[usable])
-        wanted = max(1, round(self.settings.masked * int(usable.sum())))
+        wanted = max(1, round(share * int(usable.sum())))
         sizes = np.bincount(word[usable], minlength=int(word[-1]) + 1)
         order = random.permutation(words)
         chosen = order[np.cumsum(sizes[order]) - sizes[order] < wanted]  # up to the word that reaches the share
@@ -153,7 +160,7 @@ class FillMask(Task):
         varied = [
             example
             if "labels" in example
-            else self.vary(example, zlib.crc32(example["input_ids"].astype("<i8").tobytes()))
+            else self._hidden(example, zlib.crc32(example["input_ids"].astype("<i8").tobytes()), EVALUATED)
             for example in examples
         ]
         filled, _ = fill_up(self.tokenizer, varied)
