@@ -90,11 +90,21 @@ def trainer_side(recipe: Path, side: str, seed: int, threads: int) -> Result:
     return {
         "precision": "bf16" if trainer.args.bf16 else "fp32",
         "steps": trainer.state.global_step,
-        "rows_learned": trainer.state.global_step * config.train.batch,
+        "rows_learned": rows_seen(trainer.state.global_step, config.train.batch, len(session.stores["train"])),
         "parameters": plan.model["parameters"],
         "train": watch.done.since(watch.began),
         **found,
     }
+
+
+def rows_seen(steps: int, batch: int, rows: int) -> int:
+    """Return how many rows Trainer sees in some steps: it cuts the last batch of each epoch short.
+
+    >>> rows_seen(5, 4, 10)
+    18
+    """
+    epochs, more = divmod(steps, -(-rows // batch))
+    return epochs * rows + more * batch
 
 
 def make_trainer(session: Any, model: Any, side: str, folder: str, watch: Any) -> Any:

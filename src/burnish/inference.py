@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from burnish.models.source import model_folder, read_config
 from burnish.models.stack import Stack
 from burnish.plan.derive import choose_device, choose_precision, choose_sequence
 from burnish.run import RunFolder
-from burnish.task import Task, find_task, registry
+from burnish.task import Row, Task, find_task, registry
 from burnish.terminal import Terminal
 from burnish.units import readable_count
 
@@ -94,7 +94,7 @@ class Opened:
     @property
     def asks(self) -> dict[str, str]:
         """The columns a prediction needs: the task's names, to the names in files."""
-        return self.task_class.asked_columns(self.config.data)
+        return self.task.asked_columns(self.config.data)
 
     def predict(
         self, asked: Sequence[str | Mapping[str, Any]], generate: Mapping[str, Any], seed: int
@@ -134,6 +134,7 @@ class Opened:
             names = (data,) if isinstance(data, str) else tuple(data)
             rows, _ = read_rows(names, "data.test", config, self.task_class)
             splits = Splits(test=rows, fingerprint=fingerprint(rows.fingerprint()))
+            self._learn(rows)
         elif self.run is None:
             raise UserError(f"{self.target}: give the rows to evaluate on, such as --data.test reviews.csv.")
         else:
@@ -172,6 +173,13 @@ class Opened:
             "metrics": metrics,
             "intervals": ranges,
         }
+
+    def _learn(self, rows: Iterable[Row]) -> None:
+        """Let these rows say what a run knows of its training rows, such as that they are conversations."""
+        if self.run is None:
+            facts = self.task_class.learn(rows, self.config.task) | self.task.facts
+            self.task = self.task_class(self.config.task, self.task.tokenizer, facts)
+            self.task.check(self.model)
 
     def _ask_frozen(self, store: Store) -> None:
         """Let the frozen model that the task asks answer every row.

@@ -430,7 +430,7 @@ class Session:
         write_json(folder.metrics, metrics)
         self.terminal.facts("Done", end_rows(metrics))
         self.terminal.say(f"report  {folder.report}")
-        asked = self.task_class.asked_columns(self.config.data).values()
+        asked = self.task.asked_columns(self.config.data).values()
         example = f"'{json.dumps(dict.fromkeys(asked, '...'))}'" if len(asked) > 1 else '"..."'
         self.terminal.say(f"use it  burnish predict {folder} {example}")
 

@@ -126,11 +126,10 @@ class Task(ABC):
         """
         return {"text": data.text}
 
-    @classmethod
-    def asked_columns(cls, data: DataSettings) -> dict[str, str]:
+    def asked_columns(self, data: DataSettings) -> dict[str, str]:
         """Return the columns a prediction needs: the name the task uses, to the name in the user's data."""
-        columns = cls.columns(data)
-        return {name: columns[name] for name in cls.asks if name in columns} or {"text": data.text}
+        columns = self.columns(data)
+        return {name: columns[name] for name in self.asks if name in columns} or {"text": data.text}
 
     @classmethod
     @abstractmethod

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import burnish
+from burnish.api import evaluate, predict
 from burnish.data.chat import answers, conversation, end_of_turn, set_template, written
 from burnish.data.tokenizer import train_tokenizer
 from burnish.errors import UserError
@@ -138,6 +139,11 @@ def test_a_run_learns_answers_only_and_speaks_as_it_was_taught(tmp_path: Path) -
     assert answer == run.predict({"messages": [{"role": "user", "content": "Is 4 even?"}]}, temperature=0) | {
         "messages": "Is 4 even?"
     }
+    bare = str(run.path / "model")  # its own tokenizer says that a text is a message
+    [alone] = predict(bare, ["Is 4 even?"], task="text-generation", generate={"temperature": 0})
+    assert alone == answer
+    found = evaluate(bare, data={"test": str(path), "messages": "messages"}, task="text-generation")
+    assert found["metrics"]["loss"] < 1 and found["examples"] == 60
     from transformers import AutoTokenizer
 
     stored = AutoTokenizer.from_pretrained(run.path / "model")

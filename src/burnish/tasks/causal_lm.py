@@ -99,6 +99,9 @@ class TextGeneration(Task):
                 break
         return {"prompts": prompts, "paired": paired, "chats": chats}
 
+    def asked_columns(self, data: DataSettings) -> dict[str, str]:
+        return {"messages": data.messages or "messages"} if self._answers_chats() else super().asked_columns(data)
+
     def cuts_long_rows(self) -> bool:
         return self.facts.get("paired", False) or self.facts.get("chats", False)
 
@@ -351,7 +354,7 @@ class TextGeneration(Task):
         if self.settings.rates:
             return [self._ranked(model, text, settings, seed) for text in asked_for]
         found = self._continued(model, asked_for, settings, seed)
-        name = "messages" if self.facts.get("chats") else "text"
+        name = "messages" if self._answers_chats() else "text"
         return [{name: given, "generated": answer} for given, answer in zip(asked_for, found, strict=True)]
 
     def _ranked(self, model: Any, text: str, settings: GenerateSettings, seed: int) -> dict[str, Any]:
@@ -360,9 +363,13 @@ class TextGeneration(Task):
         best = found[0]["text"] if found and found[0]["safe"] else ""
         return {"text": text, "generated": best, "candidates": found}
 
+    def _answers_chats(self) -> bool:
+        """Return whether a text is a message: as the training rows were, else if the model comes with a template."""
+        return self.facts.get("chats", self.tokenizer.chat_template is not None)
+
     def _continued(self, model: Any, prompts: Sequence[Any], settings: GenerateSettings, seed: int) -> list[str]:
         """Return what follows each text, or the assistant's answer to each conversation (a text is one message)."""
-        if not self.facts.get("chats"):
+        if not self._answers_chats():
             return generate(model, self.tokenizer, prompts, settings, seed)
         chats = [conversation(prompt, f"Input {number}") for number, prompt in enumerate(prompts, 1)]
         texts = [written(self.tokenizer, chat, answer_follows=True, where="the input") for chat in chats]
