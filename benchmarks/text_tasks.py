@@ -230,7 +230,7 @@ def interleave(
         for side in sides:
             given = (recipe, "--one", side, "--seed", seed, "--threads", threads)
             results.append(run_child("benchmarks.text_tasks", *given, threads=threads))
-            say(json.dumps({name: value for name, value in results[-1].items() if name != "shown"}))
+            say(json.dumps(results[-1]))
     return results
 
 

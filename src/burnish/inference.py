@@ -177,7 +177,7 @@ class Opened:
     def _learn(self, rows: Iterable[Row]) -> None:
         """Let these rows say what a run knows of its training rows, such as that they are conversations."""
         if self.run is None:
-            facts = self.task_class.learn(rows, self.config.task) | self.task.facts
+            facts = {**self.task_class.learn(rows, self.config.task), **self.task.facts}
             self.task = self.task_class(self.config.task, self.task.tokenizer, facts)
             self.task.check(self.model)
 
