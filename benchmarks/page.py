@@ -374,17 +374,18 @@ def task_section(head: str, figures: Sequence[str], digits: int) -> Callable[[Me
         header = ["", "arithmetic", "steps", "processor seconds of training", "as a multiple of burnish's"]
         header += [f"{figure}, {split}" for split, figure in shown]
         found = [table(header, sides_rows), table(["Without a network", ""], rows)]
-        found += [examples(figure["rows"]) for figure in of_side(results, "burnish")[0].get("shown", [])]
+        found += [examples(figure) for figure in of_side(results, "burnish")[0].get("shown", [])]
         return "\n\n".join([head, *found, check_table(check_task(measured.results)), origin(measured)])
 
     return section
 
 
-def examples(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a table of the first answers that a report shows."""
-    shown = [[" ".join(str(value).split()).replace("|", "\\|") for value in row.values()] for row in rows[:6]]
-    cut = [[text if len(text) <= 160 else f"{text[:157]}..." for text in row] for row in shown]
-    return table([f"Answers of burnish's first run: {next(iter(rows[0]))}", *list(rows[0])[1:]], cut)
+def examples(figure: dict[str, Any]) -> str:
+    """Return the first rows of a table of the report."""
+    texts = [[" ".join(str(value).split()).replace("|", "\\|") for value in row] for row in figure["rows"][:6]]
+    cut = [[text if len(text) <= 160 else f"{text[:157]}..." for text in row] for row in texts]
+    first, *others = figure["columns"]
+    return table([f"{figure['title']} of burnish's first run: {first}", *others], cut)
 
 
 def check_task(results: Sequence[Result]) -> list[Check]:
