@@ -201,12 +201,11 @@ def sentiment_table(results: Sequence[Result]) -> str:
                 own[0]["precision"],
                 spread([cpu(result) for result in own], 1),
                 spread(ratios(trained, side, "burnish", cpu), 2),
-                spread([result["train"]["wall"] for result in own], 1),
                 spread([result["rows_learned"] / cpu(result) for result in own], 1),
                 spread([result["whole"]["cpu"] for result in own], 1),
             ]
         )
-    header = ["", "arithmetic", "processor seconds of training", "as a multiple of burnish's", "seconds on the wall"]
+    header = ["", "arithmetic", "processor seconds of training", "as a multiple of burnish's"]
     return table([*header, "rows per processor second", "processor seconds of the whole process"], rows)
 
 
