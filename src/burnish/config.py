@@ -226,8 +226,8 @@ class TrainSettings(Settings):
     """Lay rows end to end instead of filling them up to the longest; auto does where the model takes it."""
     recompute: Literal["auto", "none", "selective", "full"] = "auto"
     """Compute activations again in the backward pass to save memory; auto only when they would not fit."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the layers; auto when the run is long enough to repay it."""
+    compile: Literal["auto", "on", "off", "graphs"] = "auto"
+    """Compile the layers; auto when the run is long enough to repay it. graphs: as CUDA graphs besides, for small models."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout of every layer. Default: none from scratch, a pretrained model's own otherwise."""
     evaluate_every: SomeDurationText | None = None

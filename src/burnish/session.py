@@ -159,7 +159,7 @@ class Session:
         if fit.stack is not None:
             fit.stack.packed, fit.stack.reads = plan.arrangement == "packed", plan.reads
             if plan.compile:
-                fit.stack.compile(self.folder.compiled)
+                fit.stack.compile(self.folder.compiled, config.train.compile == "graphs")
             fit.stack.recompute(plan.recompute)
 
     def _first_model(self) -> tuple[Any, Loaded]:

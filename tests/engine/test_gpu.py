@@ -38,10 +38,13 @@ def test_a_gpu_learns_what_a_processor_learns(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compile", ["on", "off"])
-def test_bfloat16_on_a_gpu_is_near_float32(compile: str, tiny_bert: Path, reviews_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compile", ["on", "off", "graphs"])
+@pytest.mark.parametrize("micro_batch", [8, 3])
+def test_bfloat16_on_a_gpu_is_near_float32(
+    compile: str, micro_batch: int, tiny_bert: Path, reviews_file: Path, tmp_path: Path
+) -> None:
     settings = {"model": str(tiny_bert), "data": str(reviews_file)}
-    train = {"length": "30 steps", "batch": 8, "dropout": 0.0}
+    train = {"length": "30 steps", "batch": 8, "micro_batch": micro_batch, "dropout": 0.0}
     exact = losses(tmp_path / "fp32", "cuda", **settings, train={**train, "precision": "fp32"})
     rounded = losses(tmp_path / "bf16", "cuda", **settings, train={**train, "precision": "bf16", "compile": compile})
     assert rounded == pytest.approx(exact, rel=0.02)

@@ -15,6 +15,7 @@ import burnish
 from burnish.api import resolve
 from burnish.cli import main
 from burnish.engine import checkpoint
+from burnish.errors import UserError
 from burnish.models.load import build, make_config
 from burnish.plan import derive
 from burnish.terminal import Terminal
@@ -71,24 +72,35 @@ def test_a_model_that_refuses_bf16_trains_in_fp32(
 
 def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derive.shutil, "which", lambda name: f"/usr/bin/{name}")
-    short, long = derive.choose_compile(config_of(), "cpu", 1e12), derive.choose_compile(config_of(), "cpu", 1e16)
+    short, long = (derive.choose_compile(config_of(), "cpu", "bf16", flops) for flops in (1e12, 1e16))
     assert short[0] is False and long[0] is True
     for _, why in (short, long):
         assert "of computing, of which it would save" in why and "compiling takes about" in why
-    assert derive.choose_compile(config_of(train={"compile": "on"}), "cpu", 1.0) == (True, "")
-    assert derive.choose_compile(config_of(train={"compile": "off"}), "cpu", 1e20) == (False, "")
-    assert derive.choose_compile(config_of(), "cuda", 1e17)[0] is False
-    assert derive.choose_compile(config_of(), "cuda:0", 1e19)[0] is True
-    assert derive.choose_compile(config_of(), "mps", 1e30) == (False, "not tried on mps")
+    assert derive.choose_compile(config_of(train={"compile": "on"}), "cpu", "bf16", 1.0) == (True, "")
+    assert derive.choose_compile(config_of(train={"compile": "off"}), "cpu", "bf16", 1e20) == (False, "")
+    assert derive.choose_compile(config_of(), "cuda", "bf16", 1e17)[0] is False
+    assert derive.choose_compile(config_of(), "cuda:0", "bf16", 1e19)[0] is True
+    assert derive.choose_compile(config_of(), "mps", "bf16", 1e30) == (False, "not tried on mps")
     monkeypatch.setattr(derive.shutil, "which", lambda name: None)
-    assert derive.choose_compile(config_of(), "cpu", 1e16) == (False, "this machine has no C++ compiler")
+    assert derive.choose_compile(config_of(), "cpu", "bf16", 1e16) == (False, "this machine has no C++ compiler")
+
+
+def test_graphs_are_for_a_gpu_in_bf16() -> None:
+    graphs = config_of(train={"compile": "graphs"})
+    assert derive.choose_compile(graphs, "cuda", "bf16", 1.0) == (True, "")
+    for device, precision in (("cpu", "bf16"), ("cuda", "fp32")):
+        with pytest.raises(UserError, match=f"recorded on an NVIDIA GPU in bf16, and this run computes on {device}"):
+            derive.choose_compile(graphs, device, precision, 1.0)
 
 
 def test_compile_turns_where_it_saves_twice_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derive.shutil, "which", lambda name: name)
     for device, (rate, cost, gain) in derive.COMPILES.items():
         turn = 2 * cost / (1 - 1 / gain) * rate
-        assert [derive.choose_compile(config_of(), device, turn * part)[0] for part in (0.99, 1.01)] == [False, True]
+        assert [derive.choose_compile(config_of(), device, "bf16", turn * part)[0] for part in (0.99, 1.01)] == [
+            False,
+            True,
+        ]
 
 
 def test_operations_of_a_position_by_hand() -> None:

@@ -70,8 +70,12 @@ class _Step:
     @contextmanager
     def computing(self, index: int, batch: Batch) -> Iterator[Batch]:
         """Yield a micro-batch on its device, its rows arranged; dropout comes out the same each time."""
+        import torch
+
         seed_device(self.device, (self.seed * 1_000_003 + index * self.group.size + self.group.rank) % 2**63)
         batch = batch.to(self.device)
+        if self.stack is not None and self.stack.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with arranged(self.stack, batch):
             yield batch
 

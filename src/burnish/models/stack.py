@@ -199,6 +199,8 @@ class Stack:
         self.name, self.layers = find_stack(model)
         self.packed = False
         """Whether rows are laid end to end; a caller decides it by `refusal`."""
+        self.graphs = False
+        """Whether the layers are CUDA graphs, whose results are overwritten by those of the next micro-batch."""
         self.reads: str | None = None
         """The one position of each row that is read above the layers, "first" or "last"; see `find_read`."""
         self.depth = 0
@@ -332,17 +334,19 @@ class Stack:
             options["context_fn"] = partial(checkpoint.create_selective_checkpoint_contexts, kept)
         self.inner = [partial(checkpoint.checkpoint, inner, **options) for inner in self.inner]
 
-    def compile(self, folder: Path) -> None:
+    def compile(self, folder: Path, graphs: bool = False) -> None:
         """Compile each layer; layers of one shape share what was compiled.
 
         Args:
             folder: where it is kept for a run that goes on, unless the user's environment names another.
+            graphs: record CUDA graphs, so that starting kernels takes no time; one for each number of positions.
         """
         import burnish.ops.attention_operator  # noqa: F401  (defines what compiled layers call)
 
         if Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_")).name.startswith("torchinductor_"):
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve())  # torch itself names torchinductor_USER
-        self.inner = [torch.compile(inner, dynamic=True) for inner in self.inner]
+        mode, self.graphs = "reduce-overhead" if graphs else None, graphs
+        self.inner = [torch.compile(inner, dynamic=True, mode=mode) for inner in self.inner]
 
     # -- the frozen prefix -------------------------------------------------------------------------------------------
 

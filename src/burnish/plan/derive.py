@@ -202,23 +202,31 @@ def choose_micro_batch(
     return min(rows, batch), mode, why
 
 
-def choose_compile(config: Config, device: str, flops: float, has_experts: bool = False) -> tuple[bool, str]:
+def choose_compile(
+    config: Config, device: str, precision: str, flops: float, has_experts: bool = False
+) -> tuple[bool, str]:
     """Return whether the layers are compiled, and why.
 
     Args:
         flops: floating-point operations of the whole run.
 
     Raises:
-        UserError: asked for, and the model is a mixture of experts.
+        UserError: asked for, and the model is a mixture of experts; or graphs are asked for where there can be none.
     """
+    asked = config.train.compile
+    if asked == "graphs" and (not device.startswith("cuda") or precision != "bf16"):
+        raise UserError(
+            f"train.compile: graphs are recorded on an NVIDIA GPU in bf16, and this run computes on {device} in {precision}. "
+            "Give auto, on or off."
+        )
     if has_experts:
-        if config.train.compile == "on":
+        if asked in ("on", "graphs"):
             raise UserError(
                 "train.compile: a mixture of experts is not supported with compiled layers. Give auto or off."
             )
         return False, "which experts compute is decided position by position"
-    if config.train.compile != "auto":
-        return config.train.compile == "on", ""
+    if asked != "auto":
+        return asked != "off", ""
     kind = device.split(":")[0]
     if kind not in COMPILES:
         return False, f"not tried on {kind}"

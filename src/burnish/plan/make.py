@@ -79,7 +79,7 @@ def make_plan(
     tokens = float(store.lengths().mean())
     rows, steps, warmup, every, reasons = choose_length(config, len(store), tokens)
     flops = flops_per_position(model, model_config, tokens) * tokens * rows
-    compiled, why["compile"] = choose_compile(config, device, flops, bool(routers(model)))
+    compiled, why["compile"] = choose_compile(config, device, precision, flops, bool(routers(model)))
     Schedule(config.schedule, steps, warmup)  # refuses unknown names
     best = config.train.best or task.metric_names[0]
     if best not in task.metric_names:
