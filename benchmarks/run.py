@@ -104,7 +104,8 @@ def sentiment(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Re
 
 def beside_trainer(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
     """Return the results of simple rules, burnish and Trainer on a text task."""
-    return text_tasks.interleave(recipe, sides=text_tasks.SIDES, seeds=seeds, threads=threads, say=say)
+    sides = (*text_tasks.SIDES, text_tasks.SAME_TIME)
+    return text_tasks.interleave(recipe, sides=sides, seeds=seeds, threads=threads, say=say)
 
 
 def pretrained(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:

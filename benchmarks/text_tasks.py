@@ -25,14 +25,19 @@ from benchmarks.trainer_sentiment import SCHEDULES, TRAINERS, make_stopwatch
 from burnish.api import resolve
 from burnish.data.store import Store
 from burnish.terminal import Terminal
+from burnish.units import Duration
 
 SIDES = ("burnish", "trainer", "trainer-tuned")
+#: burnish again, as long as Trainer took: with how many times the steps, the other two say.
+SAME_TIME = "burnish-same-time"
 Result = dict[str, Any]
 
 
-def burnish_side(recipe: Path, seed: int, threads: int) -> Result:
-    """Return what burnish reached with a recipe, and what its training took."""
+def burnish_side(recipe: Path, seed: int, threads: int, times: float = 1) -> Result:
+    """Return what burnish reached with a recipe, that many times as long, and what its training took."""
     import burnish
+
+    length = Duration.parse(resolve(str(recipe), {})[0].train.length)
 
     watch = Stopwatch()
     with own_cache() as folder:
@@ -40,7 +45,7 @@ def burnish_side(recipe: Path, seed: int, threads: int) -> Result:
             str(recipe),
             terminal=watch,
             run={"dir": str(folder / "run"), "seed": seed, "threads": threads, "device": "cpu"},
-            train={"evaluate_every": "100%"},
+            train={"evaluate_every": "100%", "length": f"{length.amount * times:g} {length.unit}"},
             checkpoint={"every": "1000 hours"},
         )
         assert isinstance(run, burnish.Run)
@@ -228,7 +233,11 @@ def interleave(
     results: list[Result] = [{"side": "baselines", **baselines(recipe)}]
     for seed in range(seeds):
         for side in sides:
-            given = (recipe, "--one", side, "--seed", seed, "--threads", threads)
+            times = 1.0
+            if side == SAME_TIME:
+                took = {found["side"]: found["train"]["cpu"] for found in results if found.get("seed") == seed}
+                times = round(took["trainer"] / took["burnish"], 1)
+            given = (recipe, "--one", side, "--seed", seed, "--threads", threads, "--times", times)
             results.append(run_child("benchmarks.text_tasks", *given, threads=threads))
             say(json.dumps(results[-1]))
     return results
@@ -239,7 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--sides", default=",".join(SIDES), help="comma-separated")
-    parser.add_argument("--one", choices=SIDES)
+    parser.add_argument("--one", choices=[*SIDES, SAME_TIME])
+    parser.add_argument("--times", type=float, default=1, help="of the recipe's length, by burnish")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -248,8 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sides = given.sides.split(",")
         interleave(given.recipe.resolve(), sides=sides, seeds=given.seeds, threads=given.threads, say=print)
         return
-    if given.one == "burnish":
-        result = burnish_side(given.recipe, given.seed, given.threads)
+    if given.one in ("burnish", SAME_TIME):
+        result = burnish_side(given.recipe, given.seed, given.threads, given.times)
     else:
         result = trainer_side(given.recipe, given.one, given.seed, given.threads)
     whole = {"cpu": Moment.now().cpu}
