@@ -334,9 +334,10 @@ around which most words of the question stand."""
 
 _TRANSLATION = """## Translation: English to German from scratch
 
-Texts of a home automation's interface. burnish and `Seq2SeqTrainer` get the same first weights, tokens, steps, batch,
-learning rate and schedule; both answer greedily and are scored by the same code. *Copied* is the English text itself,
-*remembered* the German side of the training text that is most alike (TF-IDF of two to five letters)."""
+Texts of a home automation's interface, eight epochs, and burnish once more for as long as Trainer takes. burnish and
+`Seq2SeqTrainer` get the same first weights, tokens, steps, batch, learning rate and schedule; both answer greedily and are
+scored by the same code. *Copied* is the English text itself, *remembered* the German side of the training text that is
+most alike (TF-IDF of two to five letters)."""
 
 _GPT3 = """## Pretraining: GPT-3's architecture on prose
 

@@ -67,9 +67,12 @@ QUICK_SETTINGS: dict[str, dict[str, Any]] = {
     "gpt3": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "gpt3-nano", "vocab_size": 512}},
     "bert": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "bert-nano", "vocab_size": 512}},
 }
-#: What of a recipe is measured beside Trainer: all of it would take Trainer two hours of one core.
-LIGHTER_SETTINGS: dict[str, dict[str, Any]] = {"questions": {"train": {"length": "1 epochs"}}}
-LIGHTER_TEST_ROWS = {"questions": 2000}
+#: What of a recipe is measured beside Trainer: all of it would take Trainer an hour or two of one core.
+LIGHTER_SETTINGS: dict[str, dict[str, Any]] = {
+    "questions": {"train": {"length": "1 epochs"}},
+    "translation": {"train": {"length": "8 epochs"}},
+}
+LIGHTER_TEST_ROWS = 2000
 QUICK_NANOGPT = ("--iterations", 40, "--warmup", 12)
 
 
@@ -147,15 +150,17 @@ def shrunk(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
     return target
 
 
-def lightened(recipe: Path, folder: Path, settings: dict[str, Any], test_rows: int) -> Path:
-    """Return a recipe like another, with other settings and that many of its test rows, evenly taken."""
+def lightened(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
+    """Return a recipe like another, with other settings, and at most `LIGHTER_TEST_ROWS` of its test rows, evenly taken."""
     config, task, _ = resolve(str(recipe), {})
     rows = list(find_rows(config, task).test or ())
-    taken = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(test_rows, len(rows)))]
-    data = folder / "test.jsonl"
-    data.write_text("".join(f"{json.dumps(dict(row.values))}\n" for row in taken), encoding="utf-8")
     values = normalise(read_recipe(recipe))
-    for group, changed in {**settings, "data": {"test": str(data)}}.items():
+    if len(rows) > LIGHTER_TEST_ROWS:
+        data = folder / "test.jsonl"
+        taken = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, LIGHTER_TEST_ROWS)]
+        data.write_text("".join(f"{json.dumps(dict(row.values))}\n" for row in taken), encoding="utf-8")
+        settings = {**settings, "data": {"test": str(data)}}
+    for group, changed in settings.items():
         values[group] = {**values.get(group, {}), **changed}
     target = folder / recipe.name
     target.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -198,7 +203,7 @@ def measure(name: str, *, seeds: int, threads: int, quick: bool, command: str) -
             if quick:
                 recipe = shrunk(recipe, Path(folder), QUICK_SETTINGS[name])
             elif name in LIGHTER_SETTINGS:
-                recipe = lightened(recipe, Path(folder), LIGHTER_SETTINGS[name], LIGHTER_TEST_ROWS[name])
+                recipe = lightened(recipe, Path(folder), LIGHTER_SETTINGS[name])
             results = BENCHMARKS[name](recipe, seeds=seeds, threads=threads, quick=quick)
     today = date.today().isoformat()
     return Measured(name, results, threads, seeds, quick, today, command, code, load, environment())
