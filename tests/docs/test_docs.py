@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.api import resolve
 from helpers import ROOT, burnish
 
 GUIDES = [
@@ -103,3 +104,10 @@ def test_both_readmes_have_the_same_commands() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_says_where_its_figures_are(recipe: Path) -> None:
+    resolve(str(recipe), {})
+    named = re.findall(r"docs/[a-z-]+\.md", recipe.read_text())
+    assert named and all((ROOT / name).is_file() for name in named)
