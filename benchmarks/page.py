@@ -289,6 +289,7 @@ _NOT_MEASURED = """## Not measured
 | Any of these on a GPU | not measured: these runs used the processor only, on every side |
 | `make bench-gpu`: GPT-2 124M and a 1B shape on an H100 | unmeasured so far; it writes `docs/benchmarks-gpu.md` |
 | LoRA | not compared |
+| sentence-transformers, SetFit | not compared: they learn from pairs of rows, which is other work |
 | Several processes or machines | not measured |"""
 
 
