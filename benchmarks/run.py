@@ -2,7 +2,7 @@
 
     python -m benchmarks.run [--quick] [--seeds 3] [--threads N] [NAME ...]
 
-NAME is shakespeare, sentiment, speed (all works of the speed benchmark) or one of those works. Asked for some alone, the
+NAME is a text task (`RECIPE_OF`), speed (all works of the speed benchmark) or one of those works. Asked for some alone, the
 others stay in the page as they are, if they were measured on this machine with these versions.
 """
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+import burnish
 from burnish.data.loader import collate
 from burnish.data.pairs import halves
 from burnish.engine.step import accumulate
 from burnish.errors import UserError
 from burnish.session import Session
 from burnish.tasks.preference_tuning import PreferenceTuning, pair_losses
+from burnish.terminal import Terminal
 from helpers import preferences, session_of
 
 TOLERANCE = 1e-6
@@ -33,6 +35,10 @@ def settings_of(path: Path, **groups: Any) -> dict[str, Any]:
     for name, values in groups.items():
         given[name] = {**given.get(name, {}), **values}
     return given
+
+
+def say(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +102,6 @@ def test_the_loss_is_trls(pairs_file: Path, reference: Path, tmp_path: Path, los
 
 def test_conversations_are_read_as_trl_reads_them(pairs_file: Path, reference: Path, tmp_path: Path) -> None:
     """In both layouts: with a column for the prompt, and with the prompt at the head of both answers."""
-    say = lambda role, text: {"role": role, "content": text}  # noqa: E731
     rows = [
         {
             "prompt": [say("system", "Be brief."), say("user", row["prompt"])],
@@ -124,6 +129,30 @@ def test_conversations_are_read_as_trl_reads_them(pairs_file: Path, reference: P
         found.append(loss_of(session))
         assert found[-1] == pytest.approx(wanted, rel=TOLERANCE) and wanted != pytest.approx(math.log(2), rel=1e-3)
     assert found[0] == found[1]
+
+
+def test_a_run_on_conversations_answers_what_it_is_asked(pairs_file: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": [say("user", row["prompt"])],
+            **{name: [say("assistant", row[name].strip())] for name in ("chosen", "rejected")},
+        }
+        for row in preferences(40)
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = settings_of(pairs_file, data={"train": str(path), "prompt": "prompt"}, run={"dir": str(tmp_path / "run")})
+    given["train"] = {**given["train"], "length": "2 steps"}
+    run = burnish.train(
+        PreferenceTuning.name, terminal=Terminal(quiet=True), **{**given, "task": {"template": "chatml"}}
+    )
+    assert isinstance(run, burnish.Run)
+    short = {"temperature": 0, "max_tokens": 8}
+    found = run.predict("Was the king good?", **short)
+    assert found["prompt"] == "Was the king good?"
+    asked = {"prompt": [say("user", "Was the king good?")]}
+    assert run.predict(asked, **short)["generated"] == found["generated"]
+    assert run.predict("Is it a stone, or a river?", **short)["prompt"] == "Is it a stone, or a river?"
 
 
 @pytest.mark.parametrize(("loss", "smoothing"), [("sigmoid", 0.1), ("simpo", 0.0), ("simpo", 0.2)])

@@ -8,7 +8,7 @@ from pathlib import Path
 from burnish.data.store import Store
 from burnish.engine.fit import Fit
 from burnish.engine.prefix_cache import POSITIONS_AT_ONCE, CacheUnusable, Prefix, PrefixCache, fill, key_of, prefix_work
-from burnish.env import cache_dir
+from burnish.env import cache_dir, free_memory_bytes
 from burnish.ops.linear import packed
 from burnish.task import Task
 from burnish.terminal import Terminal
@@ -64,7 +64,7 @@ class Replays:
             return None
         work = prefix_work(self.fit.stack, self.fit.forward)
         try:
-            with packed(self.fit.model, POSITIONS_AT_ONCE):
+            with packed(self.fit.model, POSITIONS_AT_ONCE, free_memory_bytes() // 4):
                 prefix, filled = fill(self._cache, work, self.task, self.stores[split], rows, self.device, progress)
         except CacheUnusable as error:
             self._cache = None

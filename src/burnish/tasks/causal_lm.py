@@ -100,7 +100,9 @@ class TextGeneration(Task):
         return {"prompts": prompts, "paired": paired, "chats": chats}
 
     def asked_columns(self, data: DataSettings) -> dict[str, str]:
-        return {"messages": data.messages or "messages"} if self._answers_chats() else super().asked_columns(data)
+        if "messages" in self.asks and self._answers_chats():
+            return {"messages": data.messages or "messages"}
+        return super().asked_columns(data)
 
     def cuts_long_rows(self) -> bool:
         return self.facts.get("paired", False) or self.facts.get("chats", False)
