@@ -14,7 +14,7 @@ from burnish.api import resolve
 from burnish.config import Config
 from burnish.data.prepare import find_rows
 from burnish.task import Row
-from burnish.tasks.text_classification import label_name
+from burnish.tasks.classification import label_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"

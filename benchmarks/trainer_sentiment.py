@@ -26,7 +26,7 @@ from burnish.api import resolve
 from burnish.config import Config
 from burnish.optim.optimizers import parameter_groups
 from burnish.task import Row
-from burnish.tasks.text_classification import single_label_metrics
+from burnish.tasks.classification import single_label_metrics
 from burnish.terminal import Terminal
 from burnish.units import Duration
 

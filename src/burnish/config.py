@@ -80,13 +80,15 @@ class ModelSettings(Settings):
     """Positions a pretrained model shall have; its rotary angles are scaled to reach them."""
     rope: Literal["yarn", "linear"] | None = None
     """How: yarn scales the slow angles only, linear all of them. Default: yarn."""
+    image_size: int | None = Field(None, ge=8, le=4096)
+    """Height and width in pixels to which images are brought. Default: the model's. A table of positions is stretched."""
     compute: float | None = Field(None, ge=1e12, le=1e27)
     """Floating-point operations that may be spent on a model from scratch (1e15). Layers, width, heads, batch, learning
     rate and length follow from it, for the family of the preset; what is given besides stands."""
 
 
 class DataSettings(Settings):
-    """Where the rows come from: txt, jsonl, json, csv, parquet (plain or .gz), folders of them, or Hub dataset ids."""
+    """Where the rows come from: txt, jsonl, json, csv, parquet (plain or .gz), images, folders of them, Hub dataset ids."""
 
     train: Texts = ()
     """Files, folders or Hub dataset ids to train on."""
@@ -112,6 +114,8 @@ class DataSettings(Settings):
     """Column that holds a list of words (token-classification)."""
     tags: str = "tags"
     """Column that holds the tag of each word (token-classification)."""
+    image: str = "image"
+    """Column that holds an image: the name of its file, from the folder of the rows, or its bytes."""
     messages: str | None = None
     """Column that holds a conversation, a list of messages with role and content (text-generation)."""
     chosen: str = "chosen"
@@ -138,6 +142,27 @@ class DataSettings(Settings):
     """A broken row is skipped and reported (more than 1 % stop the run), or stops the run at once."""
     workers: int = Field(1, ge=0, le=64)
     """Threads that prepare the next batches. Never changes the order or the result."""
+
+
+class AugmentSettings(Settings):
+    """How training varies images from epoch to epoch; what becomes of one depends on seed, epoch and row alone."""
+
+    flip: Literal["none", "horizontal", "both"] = "none"
+    """Mirror left and right, or also top and bottom, each half of the time."""
+    crop: float = Field(1.0, gt=0, le=1)
+    """A part of the image is enlarged to all of it: at least this share of its area; 1 is off."""
+    shift: float = Field(0.0, ge=0, le=0.5)
+    """Move it by at most this share of its width and height."""
+    rotate: float = Field(0.0, ge=0, le=180)
+    """Turn it by at most this many degrees."""
+    color: float = Field(0.0, ge=0, le=1)
+    """Change brightness, contrast and saturation by at most this share."""
+    erase: float = Field(0.0, ge=0, le=1)
+    """How often a rectangle of it, 2 to 20 % of its area, is made grey."""
+    mixup: float = Field(0.0, ge=0, le=10)
+    """Blend each image and its label with the next one's of the step; 0.2 blends a little, 1 evenly often; 0 is off."""
+    cutmix: float = Field(0.0, ge=0, le=10)
+    """Paste a rectangle of the next image of the step over each; 1 is usual, 0 is off."""
 
 
 class FreezeSettings(Settings):
@@ -305,6 +330,7 @@ class Config(Settings):
     task: TaskSettings = TaskSettings()
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    augment: AugmentSettings = AugmentSettings()
     freeze: FreezeSettings = FreezeSettings()
     adapter: AdapterSettings = AdapterSettings()
     optim: OptimSettings = OptimSettings()

@@ -11,9 +11,9 @@ import yaml
 from burnish.config import Config, ModelSettings, config_class, merge, normalise, parse
 from burnish.data.new_tokens import beginnings
 from burnish.data.prepare import Splits, encode, find_rows, read_rows
+from burnish.data.reader import content_of, load_reader
 from burnish.data.rows import checked_input
 from burnish.data.store import Store
-from burnish.data.tokenizer import load_tokenizer
 from burnish.engine.frozen import Asked, opened
 from burnish.env import fingerprint
 from burnish.errors import UserError
@@ -77,7 +77,7 @@ class Opened:
         if self.run and self._stored("arrangement") == "packed":  # tried when the run began
             self.stack = Stack(self.model)
             self.stack.packed, self.stack.reads = True, self._stored("reads")
-        self.task = self.task_class(self.config.task, load_tokenizer(folder), self._facts(model_config))
+        self.task = self.task_class(self.config.task, load_reader(self.task_class, folder), self._facts(model_config))
         self.task.check(self.model)
         if self.precision == "bf16":
             round_to_bf16(self.model)
@@ -143,8 +143,9 @@ class Opened:
             splits = Splits(test=getattr(found, split), fingerprint=f"{found.fingerprint} {split}")
         if splits.test is None:
             raise UserError("data.test: the run has neither test nor validation rows; give --data.test.")
-        sequence = self._stored("sequence") or choose_sequence(config, self.model.config)[0]
-        store = encode(config, self.task, splits, sequence, terminal.say)["test"]
+        sequence = self._stored("sequence") or choose_sequence(config, self.task, self.model.config)[0]
+        content = content_of(self.task_class, self.task.tokenizer)
+        store = encode(config, self.task, splits, sequence, content, terminal)["test"]
         self._ask_frozen(store)
         with terminal.progress("evaluating", len(store)):
             records = score(

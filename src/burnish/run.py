@@ -1,7 +1,7 @@
 """The run folder: its files, its lock, and durable writing.
 
 RUN/  config.yaml  environment.json  plan.json  metrics.jsonl  log.txt  rejects.jsonl
-      tokenizer/  checkpoints/step-000500/  model/
+      reader/ (tokenizer or image processor)  checkpoints/step-000500/  model/
       figures.json  report.html  card.md  metrics.json   (metrics.json last: it says that the run is finished)
 """
 
@@ -183,7 +183,7 @@ _FILES = {
     "log": "metrics.jsonl",
     "text_log": "log.txt",
     "rejects": "rejects.jsonl",
-    "tokenizer": "tokenizer",
+    "reader": "reader",
     "checkpoints": "checkpoints",
     "compiled": "compiled",
     "model": "model",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from burnish.config import Config
 from burnish.data.loader import Loader
 from burnish.data.new_tokens import beginnings, extend, refuse_new_tokens
 from burnish.data.order import permutation
-from burnish.data.prepare import documents, encode, find_rows, tokenizer_cache
-from burnish.data.tokenizer import load_tokenizer, store_tokenizer, train_tokenizer
+from burnish.data.prepare import encode, find_rows
+from burnish.data.reader import content_of, find_reader, load_reader, store_reader
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit
 from burnish.engine.frozen import ask, opened
@@ -74,8 +73,7 @@ class Session:
             checkpoint.chosen(config.run.resume)
         stored = Plan.from_json(self.folder.read_json(self.folder.plan)) if self.resuming else None
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
-        if config.model.preset is not None:
-            preset_of(config)
+        preset = preset_of(config).options if config.model.preset is not None else None
         refuse_new_tokens(config, self.task_class)
         self.splits = find_rows(config, self.task_class)
         if stored and stored.data["fingerprint"] != self.splits.fingerprint:
@@ -83,15 +81,19 @@ class Session:
                 f"{self.folder}: the data has changed since this run began. Put it back, or give another --run.dir."
             )
         facts = stored.facts if stored else self.task_class.learn(self.splits.train, config.task)
-        tokenizer = self._tokenizer()
-        if not self.resuming:
-            extend(tokenizer, config)
-        self.beginnings = beginnings(tokenizer, config)
-        self.task = self.task_class(config.task, tokenizer, facts)
-        options, new = self.task.model_options(), len(self.beginnings)
-        self.model_config = model_config(config, self.source, options, tokenizer, new)
-        sequence = stored.sequence if stored else choose_sequence(config, self.model_config)[0]
-        self.stores = encode(config, self.task, self.splits, sequence, self.terminal.say)
+        if self.resuming:
+            reader = load_reader(self.task_class, self.folder.reader)
+        else:
+            given = self.source, preset, self.splits, lambda name: model_folder(name, None), self.terminal.say
+            reader = find_reader(self.task_class, config.model, *given)
+            extend(reader, config)
+        self.beginnings = beginnings(reader, config)
+        self.task = self.task_class(config.task, reader, facts)
+        self.task.augment = config.augment
+        self.model_config = model_config(config, self.task, self.source, len(self.beginnings))
+        sequence = stored.sequence if stored else choose_sequence(config, self.task, self.model_config)[0]
+        content = content_of(self.task_class, reader)
+        self.stores = encode(config, self.task, self.splits, sequence, content, self.terminal)
         if stored:
             self.plan = stored
             for note in changes(self.folder.read_json(self.folder.environment), config.run.threads, stored.threads):
@@ -99,22 +101,6 @@ class Session:
         else:
             given = self.splits, self.stores, self.folder, sequence, list(self.beginnings)
             self.plan = make_plan(config, self.task, self.model_config, *given)
-
-    def _tokenizer(self) -> Any:
-        model = self.config.model
-        if self.resuming:
-            return load_tokenizer(self.folder.tokenizer)
-        if model.tokenizer is not None:
-            path = Path(model.tokenizer).expanduser()
-            return load_tokenizer(path if path.is_dir() else model_folder(model.tokenizer, None))
-        if self.source is not None:
-            return load_tokenizer(self.source)
-        size = model.vocab_size or preset_of(self.config).options["vocab_size"]
-        cached = tokenizer_cache(self.splits, size, self.task_class.special_tokens)
-        if cached.is_dir():
-            return load_tokenizer(cached)
-        self.terminal.say(f"training a byte-level BPE tokenizer of {size:,} tokens on the training rows")
-        return train_tokenizer(cached, documents(self.splits.train), size, self.task_class.special_tokens)
 
     def show_plan(self) -> None:
         """Print what will happen and why."""
@@ -192,7 +178,7 @@ class Session:
         self.terminal.open_log(folder.text_log)
         if self.resuming:
             return
-        store_tokenizer(self.task.tokenizer, folder.tokenizer)
+        store_reader(self.task_class, self.task.tokenizer, folder.reader)
         write_json(folder.environment, describe(self.plan.device, self.plan.threads))
         broken = "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in self.splits.broken)
         if broken:
@@ -420,7 +406,8 @@ class Session:
                     self.task.facts = {**self.task.facts, **metrics["decided"]}
                 metrics[split] = sound_metrics(self.task, records)
                 ranges[split] = intervals(self.task, records)
-                figures += [{"split": split, **figure} for figure in self.task.figures(records)]
+                shown = self.task.figures(records) + self.task.pictures(records, self.stores[split])
+                figures += [{"split": split, **figure} for figure in shown]
         metrics["intervals"] = ranges
         with put_together():
             figures += self.task.samples(self.job.model, self.config.generate)

@@ -12,9 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings, TaughtSettings, refuse_unused
+from burnish.config import (
+    AugmentSettings,
+    DataSettings,
+    GenerateSettings,
+    TaskSettings,
+    TaughtSettings,
+    refuse_unused,
+)
 from burnish.errors import unknown
 
 if TYPE_CHECKING:
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 Example = dict[str, "np.ndarray"]
-"""One encoded example: named 1-D integer arrays. The field `input_ids` gives its length."""
+"""One encoded example: named 1-D arrays. Its length is that of the field `input_ids`; an image's is its number `positions`."""
 
 Records = dict[str, "np.ndarray"]
 """What evaluation keeps: named arrays with one entry per example, from which every metric is computed."""
@@ -51,6 +58,14 @@ class Row:
     """File and line, such as `reviews.csv:12`."""
     document: str | None = None
     """Rows that follow each other with the same document belong to one text; None: a text of its own."""
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """A row that cannot be used, and why."""
+
+    where: str
+    reason: str
 
 
 @dataclass
@@ -86,7 +101,7 @@ class Task(ABC):
 
     Args:
         settings: the `task` group of the recipe, of the task's own `Settings` class.
-        tokenizer: the tokenizer or processor of the model.
+        tokenizer: the model's tokenizer, or its image processor.
         facts: what `learn` found in the training rows (JSON-able; stored with the run).
     """
 
@@ -97,6 +112,10 @@ class Task(ABC):
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
     auto_class: ClassVar[str]
     """The transformers Auto class that adds this task's head to a backbone."""
+    reads: ClassVar[Literal["text", "images"]] = "text"
+    """What its rows are: text that a tokenizer reads, or images that an image processor does."""
+    augment: AugmentSettings = AugmentSettings()
+    """How training varies images; set by the engine."""
     opens_by_default: ClassVar[bool] = True
     """Whether a model folder with this head, and no run around it, is taken to be for this task."""
     metric_names: tuple[str, ...]
@@ -159,19 +178,30 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def encode(self, rows: Iterable[Row], sequence: int, *, training: bool) -> Iterator[tuple[Example, str]]:
-        """Yield examples of at most `sequence` positions, each with the place its (first) row came from."""
+    def encode(
+        self, rows: Iterable[Row], sequence: int, *, training: bool
+    ) -> Iterator[tuple[Example, str] | BrokenRow]:
+        """Yield examples of at most `sequence` positions, each with the place its (first) row came from.
+
+        A row that only now turns out to be unusable, such as an image that ends too early, is yielded as broken.
+        """
 
     @property
     def varies(self) -> bool:
         """Whether training sees a row otherwise each time."""
         return type(self).vary is not Task.vary
 
-    def vary(self, example: Example, draw: int) -> Example:
+    @property
+    def takes_next(self) -> bool:
+        """Whether an example is varied by what comes next in its step, as in MixUp."""
+        return False
+
+    def vary(self, example: Example, draw: int, following: Example | None = None) -> Example:
         """Return the example as training sees it this time, such as with some tokens masked.
 
         Args:
             draw: 64 bits, a function of (seed, epoch, row) alone: all randomness of the task's own comes from it.
+            following: the next example of the step, of the last one the first, for a task that `takes_next`.
         """
         return example
 
@@ -234,6 +264,14 @@ class Task(ABC):
 
     def complete(self, folder: Path) -> None:  # noqa: B027  (most folders are complete)
         """Write what belongs into the exported model's folder beside weights and tokenizer."""
+
+    def pictures(self, records: Records, store: Sequence[Example]) -> list[dict[str, Any]]:
+        """Return figures of an evaluation that show rows, such as the worst errors.
+
+        Args:
+            store: the examples that were evaluated, in the order of the records.
+        """
+        return []
 
     def samples(self, model: Any, settings: GenerateSettings) -> list[dict[str, Any]]:
         """Return figures that need the model, such as generated text."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from burnish.data.rows import BrokenRow, find_parts
+from burnish.data.rows import find_parts
 from burnish.data.sources.json import JsonSource
 from burnish.errors import UserError
-from burnish.task import Row
+from burnish.task import BrokenRow, Row
 from helpers import squad
 
 ROWS = [{"text": "one", "label": "x"}, {"text": "two", "label": "y"}]

@@ -34,8 +34,9 @@ class _Rows:
 
 class _Task:
     varies = True
+    takes_next = False
 
-    def vary(self, example: dict, draw: int) -> dict:
+    def vary(self, example: dict, draw: int, following: dict | None = None) -> dict:
         return example
 
     def collate(self, examples: list) -> Batch:

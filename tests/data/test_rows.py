@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from burnish.data.rows import BrokenRow, Holdout, Rows, Side, asked_of, find_parts
+from burnish.data.rows import Holdout, Rows, Side, asked_of, find_parts
 from burnish.errors import UserError
-from burnish.task import Row
+from burnish.task import BrokenRow, Row
 from helpers import sentiment_rows
 
 COLUMNS = {"text": "text", "label": "label"}

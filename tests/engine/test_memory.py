@@ -228,7 +228,8 @@ def chosen(monkeypatch: pytest.MonkeyPatch, free: float, **train: Any) -> tuple[
     monkeypatch.setattr(derive, "_free_memory", lambda device: int(free))
     config, _, _ = resolve("text-generation", {"preset": "gpt2-nano", "train": {"batch": 64, **train}})
     model = GPT2Config(n_layer=12, n_embd=768, n_head=12)
-    return derive.choose_micro_batch(config, model, "cpu", "fp32", longest=512, states=int(1e9))
+    numbers = derive.activations(model, "fp32", 512, None)
+    return derive.choose_micro_batch(config, "cpu", numbers, longest=512, states=int(1e9))
 
 
 def test_less_memory_computes_fewer_rows_then_activations_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 import burnish
 from burnish.errors import UserError
 from burnish.session import Session
-from burnish.tasks.text_classification import _best_threshold
+from burnish.tasks.classification import _best_threshold
 from burnish.terminal import Terminal
 from helpers import sentences, session_of
 

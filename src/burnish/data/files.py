@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from burnish.data.rows import BrokenRow
 from burnish.errors import UserError
+from burnish.task import BrokenRow
 
 #: A longer line is reported as broken; nothing sensible has lines like that, and memory stays bounded.
 MOST_LINE_BYTES = 16 * 2**20

@@ -16,6 +16,15 @@ from burnish.task import Batch, Task
 CUT_COST = 180
 
 
+@dataclass(frozen=True)
+class Varied:
+    """What decides how training sees a row."""
+
+    draw: int
+    following: int
+    """The row that comes next in the step."""
+
+
 @dataclass
 class Loader:
     """Yields the micro-batches of each step of a run.
@@ -51,16 +60,21 @@ class Loader:
         rows = self._rows(step)
         lengths = self.store.lengths([row for row, _ in rows])
         order = lengths.argsort(kind="stable").tolist()
-        rows = [rows[place] for place in order]
         ends = cuts(lengths[order].tolist(), self.micro_batch * self.ranks, CUT_COST if self.padded else None)
-        return [self._share(rows[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        return [self._share(rows, order[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
-    def _share(self, rows: list[tuple[int, int]]) -> Batch:
-        """Return this rank's part of a micro-batch; every rank computes one, if need be on a row that counts nothing."""
-        own = rows[self.rank :: self.ranks]
-        chosen = own or rows[:1]
-        draws = [draw(self.seed, epoch, row) for row, epoch in chosen] if self.task.varies else None
-        batch = collate(self.store, self.task, [row for row, _ in chosen], self.prefix, draws)
+    def _share(self, rows: list[tuple[int, int]], places: list[int]) -> Batch:
+        """Return this rank's part of a micro-batch; every rank computes one, if need be on a row that counts nothing.
+
+        Args:
+            rows: of the step, each with its epoch.
+            places: of those in the micro-batch.
+        """
+        own = places[self.rank :: self.ranks]
+        chosen = own or places[:1]
+        varied = [Varied(draw(self.seed, rows[p][1], rows[p][0]), rows[(p + 1) % len(rows)][0]) for p in chosen]
+        numbers = [rows[place][0] for place in chosen]
+        batch = collate(self.store, self.task, numbers, self.prefix, varied if self.task.varies else None)
         if not own:
             batch.idle = True
             batch.weights = dict.fromkeys(batch.weights, 0.0)
@@ -117,16 +131,19 @@ def collate(
     task: Task,
     rows: Sequence[int],
     prefix: Callable[[Sequence[int]], Any] | None = None,
-    draws: Sequence[int] | None = None,
+    varied: Sequence[Varied] | None = None,
 ) -> Batch:
     """Return rows as one batch that names them, with what the frozen layers give for them if that is stored.
 
     Args:
-        draws: in training, what varies each row (`Task.vary`); None: the rows as they are.
+        varied: in training, how each row is varied (`Task.vary`); None: the rows as they are.
     """
     examples = [store[row] for row in rows]
-    if draws is not None:
-        examples = [task.vary(example, number) for example, number in zip(examples, draws, strict=True)]
+    if varied is not None and task.takes_next:
+        following = [store[one.following] for one in varied]
+        examples = [task.vary(e, one.draw, n) for e, one, n in zip(examples, varied, following, strict=True)]
+    elif varied is not None:
+        examples = [task.vary(example, one.draw) for example, one in zip(examples, varied, strict=True)]
     batch = task.collate(examples)
     batch.rows = list(rows)
     batch.prefix = prefix(rows) if prefix else None

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from burnish.config import Config
 from burnish.data.chat import conversation
 from burnish.data.hub import fetch_dataset
 from burnish.data.pairs import texts_of
-from burnish.data.rows import TEXTS, BrokenRow, Holdout, Rows, Side, find_parts
+from burnish.data.rows import TEXTS, Holdout, Rows, Side, find_parts, refuse_broken
 from burnish.data.store import Store
-from burnish.data.tokenizer import content_of
 from burnish.env import cache_dir, fingerprint
 from burnish.errors import UserError
-from burnish.task import Row, Task
+from burnish.task import BrokenRow, Row, Task
+from burnish.terminal import Terminal
 from burnish.units import share
 
 
@@ -42,7 +41,7 @@ def read_rows(
     Raises:
         UserError: files or columns are missing, or more rows are broken than allowed.
     """
-    rows = Rows(find_parts(names, setting, fetch_dataset), task.columns(config.data), extra)
+    rows = Rows(find_parts(names, setting, fetch_dataset, task.reads), task.columns(config.data), extra)
     return rows, rows.check(setting, config.data.on_bad_row)
 
 
@@ -90,9 +89,17 @@ def find_rows(config: Config, task: type[Task]) -> Splits:
     return Splits(train, validation, found.get("test"), key, broken, counts)
 
 
-def encode(config: Config, task: Task, splits: Splits, sequence: int, say: Callable[[str], None]) -> dict[str, Store]:
-    """Return the store of each split; rows that were encoded the same way before are not encoded again."""
-    content = content_of(task.tokenizer)
+def encode(
+    config: Config, task: Task, splits: Splits, sequence: int, content: str, terminal: Terminal
+) -> dict[str, Store]:
+    """Return the store of each split; rows that were encoded the same way before are not encoded again.
+
+    Args:
+        content: of the task's tokenizer or processor (`burnish.data.reader.content_of`).
+
+    Raises:
+        UserError: more rows than allowed turn out to be broken.
+    """
     stores = {}
     for split, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
         if not rows:
@@ -102,14 +109,23 @@ def encode(config: Config, task: Task, splits: Splits, sequence: int, say: Calla
         key = fingerprint(splits.fingerprint, split, task.name, task.version, settings, task.facts, content, sequence)
         path = cache_dir() / "stores" / key
         if not path.exists():
-            say(f"encoding the {split} rows")
-        stores[split] = Store.build(path, task.encode(rows, sequence, training=training))
+            terminal.say(f"encoding the {split} rows")
+        total = splits.counts.get(split, 0)
+        with terminal.progress(f"encoding {split}", total):
+            examples = _shown(task.encode(rows, sequence, training=training), terminal)
+            store = stores[split] = Store.build(path, examples)
+        refuse_broken(f"data.{split}", store.broken, len(store), config.data.on_bad_row)
+        splits.broken += store.broken
+        if split in splits.counts:
+            splits.counts[split] -= len(store.broken)
     return stores
 
 
-def tokenizer_cache(splits: Splits, vocab_size: int, special_tokens: dict[str, str]) -> Path:
-    """Return the folder of a tokenizer trained on these training rows."""
-    return cache_dir() / "tokenizers" / fingerprint(splits.fingerprint, vocab_size, special_tokens, "byte-level BPE 3")
+def _shown(found: Iterable[Any], terminal: Terminal) -> Iterator[Any]:
+    for number, one in enumerate(found, 1):
+        yield one
+        if number % 64 == 0:
+            terminal.advance(number)
 
 
 def documents(rows: Iterable[Row]) -> Iterable[str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from burnish.data.pictures import Picture, picture_of
 from burnish.errors import UserError, nearest
-from burnish.task import Row, find_subclasses
+from burnish.task import BrokenRow, Row, find_subclasses
 
 #: Above this share of broken rows a run stops: the file is probably not what the user thinks it is.
 MOST_BROKEN = 0.01
@@ -21,14 +22,10 @@ MOST_BROKEN = 0.01
 GIVEN = "given"
 #: Columns, by the tasks' names, that hold text.
 TEXTS = frozenset({"text", "prompt", "pair", "target", "question", "context", "anchor", "positive", "negative"})
-
-
-@dataclass(frozen=True)
-class BrokenRow:
-    """A row that cannot be used, and why."""
-
-    where: str
-    reason: str
+#: Columns, by the tasks' names, that hold an image; where a row has none of the name, its `file_name` is one.
+IMAGES = frozenset({"image"})
+#: What a table beside images is called; it has the name of each in the column `file_name`.
+METADATA = "metadata"
 
 
 class Source(ABC):
@@ -38,6 +35,8 @@ class Source(ABC):
     """The kind, as `burnish info` lists it."""
     endings: ClassVar[tuple[str, ...]] = ()
     """File endings this source reads; each also with `.gz`."""
+    reads: ClassVar[frozenset[str]] = frozenset({"text", "images"})
+    """For which tasks it is (`Task.reads`)."""
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[Row | BrokenRow]:
@@ -62,37 +61,43 @@ class Part:
             return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def find_parts(names: Sequence[str], setting: str, fetch: Callable[[str, str], list[Path]]) -> list[Part]:
+def find_parts(
+    names: Sequence[str], setting: str, fetch: Callable[[str, str], list[Path]], reads: str = "text"
+) -> list[Part]:
     """Return the files behind paths, folders and Hub ids, in a fixed order.
 
     Args:
         names: what the user gave for `setting`.
         fetch: returns the local files of a Hub dataset id; called for names that are no local path.
+        reads: what the task's rows are (`Task.reads`).
 
     Raises:
         UserError: a name stands for nothing readable.
     """
-    by_ending = {ending: kind for kind in sources().values() for ending in kind.endings}
+    by_ending = {ending: kind for kind in sources().values() for ending in kind.endings if reads in kind.reads}
     parts: list[Part] = []
     for name in names:
         if not name.strip():
             raise UserError(f"{setting}: the name {name!r} is empty. Give a file, a folder or a Hub id.")
         path = Path(name).expanduser()
         if path.is_dir():
-            paths = [file for file in sorted(path.rglob("*")) if file.is_file() and _ending(file) in by_ending]
+            _refuse_folder_of_splits(path, setting, reads)
+            paths = [file for file in sorted(path.rglob("*")) if _ending(file, by_ending) and file.is_file()]
             paths = [file for file in paths if not any(piece.startswith(".") for piece in file.relative_to(path).parts)]
             # beside other kinds of data a .json describes them, such as the state.json of a stored data set
-            paths = [file for file in paths if _ending(file) != ".json"] or paths
+            paths = [file for file in paths if _ending(file, by_ending) != ".json"] or paths
+            if reads == "images":  # a table describes the images beside it
+                paths = [file for file in paths if file.name.partition(".")[0] == METADATA] or paths
             if not paths:
                 raise UserError(f"{setting}: the folder {name} holds no {', '.join(sorted(by_ending))} file.")
         elif path.exists():
             paths = [path]
-        elif _ending(path) in by_ending or name.startswith((".", "/", "~")):
+        elif _ending(path, by_ending) or name.startswith((".", "/", "~")):
             raise UserError(f"{setting}: {name} does not exist.{_neighbour(path)}")
         else:
             paths = fetch(name, setting)
         for file in paths:
-            kind = by_ending.get(_ending(file))
+            kind = by_ending.get(_ending(file, by_ending))
             if kind is None:
                 known = ", ".join(sorted(by_ending))
                 raise UserError(f"{setting}: {file} has an ending burnish does not read; it reads {known} (also .gz).")
@@ -100,14 +105,28 @@ def find_parts(names: Sequence[str], setting: str, fetch: Callable[[str, str], l
     return parts
 
 
-def _ending(path: Path) -> str:
+def _ending(path: Path, known: Iterable[str]) -> str:
+    """Return which of the known endings a file has; nothing if it has none of them."""
     name = path.name.lower().removesuffix(".gz")
-    return "." + name.rpartition(".")[2] if "." in name else ""
+    return next((ending for ending in known if name.endswith(ending)), "")
 
 
-def _endings() -> set[str]:
+def _refuse_folder_of_splits(path: Path, setting: str, reads: str) -> None:
+    """Refuse a folder of images whose parts are the splits: taken as one, it would train on what it is tested on.
+
+    Raises:
+        UserError: it is one.
+    """
+    splits = [name for name in ("train", "validation", "val", "valid", "test") if (path / name).is_dir()]
+    if reads == "images" and len(splits) > 1 and "train" in splits:
+        raise UserError(
+            f"{setting}: {path} holds the folders {', '.join(splits)}; give one for each split: {path / 'train'}."
+        )
+
+
+def _endings(reads: str) -> list[str]:
     """Return the file endings that sources read."""
-    return {ending for kind in sources().values() for ending in kind.endings}
+    return [ending for kind in sources().values() for ending in kind.endings if reads in kind.reads]
 
 
 def _neighbour(path: Path) -> str:
@@ -135,18 +154,24 @@ class Rows:
         self._kept: list[Row] | None = None
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(self._kept) if self._kept else (row for row in self.read() if isinstance(row, Row))
+        return iter(self._kept) if self._kept is not None else (row for row in self.read() if isinstance(row, Row))
 
     def read(self) -> Iterator[Row | BrokenRow]:
         """Yield good rows, their columns under the task's names, and broken ones."""
         for part in self.parts:
             for row in part.source.read(part.path):
-                yield self.checked(row) if isinstance(row, Row) else row
+                yield self.checked(row, part.path.parent) if isinstance(row, Row) else row
 
-    def checked(self, row: Row) -> Row | BrokenRow:
-        """Return the row with its columns under the task's names, or why it cannot be used."""
+    def checked(self, row: Row, folder: Path = Path()) -> Row | BrokenRow:
+        """Return the row with its columns under the task's names, or why it cannot be used.
+
+        Args:
+            folder: from which the names of files are taken.
+        """
         values = {}
         for name, column in [*self.columns.items(), *((column, column) for column in self.extra)]:
+            if name in IMAGES and column not in row.values and "file_name" in row.values:
+                column = "file_name"
             if column not in row.values:
                 return BrokenRow(row.where, f"has no column {column!r} (its columns: {_names(row.values)})")
             value = row.values[column]
@@ -156,6 +181,10 @@ class Rows:
                 or (isinstance(value, str) and not value.strip())
             ):
                 return BrokenRow(row.where, f"{column!r} is empty")
+            if name in IMAGES:
+                value = picture_of(value, row.where, folder)
+                if isinstance(value, str):
+                    return BrokenRow(row.where, f"{column!r} {value}")
             if name in TEXTS and not isinstance(value, str):
                 return BrokenRow(row.where, f"{column!r} is {type(value).__name__}, not text")
             for text in _texts_in(value):
@@ -192,17 +221,32 @@ class Rows:
                     raise UserError(f"{row.where}: {row.reason}. Mend the row, or give --data.on-bad-row skip.")
         if good == 0 and not broken:
             raise UserError(f"{setting}: {', '.join(str(part.path) for part in self.parts)} holds no rows.")
-        if len(broken) > MOST_BROKEN * (good + len(broken)):
-            reasons = Counter(row.reason for row in broken)
-            shown = "; ".join(f"{row.where}: {row.reason}" for row in broken[:3])
-            if len(reasons) == 1 and good == 0:
-                shown = f"{broken[0].where}: {broken[0].reason}"
-            raise UserError(
-                f"{setting}: {len(broken)} of {good + len(broken)} rows are broken, more than 1 %: {shown}"
-                f"{'; ...' if len(broken) > 3 and good else ''}. Mend the file or name the right columns ({self._options()})."
-            )
+        remedy = f"Mend the file or name the right columns ({self._options()})."
+        refuse_broken(setting, broken, good, on_bad_row, remedy)
         self._kept = kept
         return broken
+
+
+def refuse_broken(
+    setting: str, broken: Sequence[BrokenRow], good: int, on_bad_row: str, remedy: str = "Mend or remove them."
+) -> None:
+    """Refuse rows of which too many are broken.
+
+    Raises:
+        UserError: names the first few with file and line.
+    """
+    if broken and on_bad_row == "stop":
+        raise UserError(f"{broken[0].where}: {broken[0].reason}. Mend the row, or give --data.on-bad-row skip.")
+    if len(broken) <= MOST_BROKEN * (good + len(broken)):
+        return
+    reasons = Counter(row.reason for row in broken)
+    shown = "; ".join(f"{row.where}: {row.reason}" for row in broken[:3])
+    if len(reasons) == 1 and good == 0:
+        shown = f"{broken[0].where}: {broken[0].reason}"
+    more = "; ..." if len(broken) > 3 and good else ""
+    raise UserError(
+        f"{setting}: {len(broken)} of {good + len(broken)} rows are broken, more than 1 %: {shown}{more}. {remedy}"
+    )
 
 
 def _names(values: Mapping[str, Any]) -> str:
@@ -274,7 +318,8 @@ class Holdout:
     def _position(self, row: Row) -> float:
         # By the first column: seeing one answer to a prompt in training would give the others away.
         content = next(iter(row.values.values()))
-        key = str(row.values[self.group]) if self.group else str(content).strip()
+        content = content.digest if isinstance(content, Picture) else str(content).strip()
+        key = str(row.values[self.group]) if self.group else content
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
     def takes(self, row: Row) -> bool:
@@ -283,26 +328,28 @@ class Holdout:
         return self._position(row) < threshold
 
 
-def asked_of(given: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+def asked_of(given: str, columns: Mapping[str, str], reads: str = "text") -> list[dict[str, Any]]:
     """Return the inputs that an argument of `predict` stands for.
 
     Args:
-        given: a file (txt: an input a line), a JSON object of columns, or plain text for the first column.
+        given: a file (txt: an input a line), a JSON object of columns, or plain text for the first column; of images a
+            file or a folder of them.
         columns: what an input needs: the task's names, to the names in files.
+        reads: what the task's rows are (`Task.reads`).
 
     Raises:
         UserError: an input lacks a column or has no usable text; nothing is left out silently.
     """
-    path = Path(given)
-    if os.path.isdir(given):
-        raise UserError(f"{given}: is a folder; give a text, or a file of rows ({', '.join(sorted(_endings()))}).")
-    if not os.path.isfile(given):  # unlike Path's, it takes any text for a name, however long
-        if len(given.split()) == 1 and _ending(path) in _endings():
+    path, endings = Path(given), _endings(reads)
+    if reads == "text" and os.path.isdir(given):
+        raise UserError(f"{given}: is a folder; give a text, or a file of rows ({', '.join(sorted(endings))}).")
+    if not os.path.exists(given):  # unlike Path's, it takes any text for a name, however long
+        if len(given.split()) == 1 and _ending(path, endings):
             raise UserError(f"{given}: no such file.{_neighbour(path)}")
         return [_asked(given, columns)]
-    [part] = find_parts([given], "input", lambda name, setting: [])
-    if part.source.name != "text":
-        rows: Iterable[Any] = Rows([part], columns).read()
+    parts = find_parts([given], "input", lambda name, setting: [], reads)
+    if parts[0].source.name != "text":
+        rows: Iterable[Any] = Rows(parts, columns).read()
     else:
         from burnish.data.files import open_lines
 

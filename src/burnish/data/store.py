@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from burnish.errors import UserError
 from burnish.run import remove_folder, replace_folder
-from burnish.task import Example
+from burnish.task import BrokenRow, Example
 
 
 class Store:
@@ -35,6 +36,8 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Damaged(path) from error
         self.features: list[str] = meta["features"]
+        self.broken = [BrokenRow(**row) for row in meta["broken"]]
+        """The rows that turned out to be unusable."""
         self._values = {name: _mapped(path / f"{name}.values.npy") for name in self.features}
         self._offsets = {name: _mapped(path / f"{name}.offsets.npy") for name in self.features}
         self._size: int = meta["size"]
@@ -55,11 +58,12 @@ class Store:
 
     def length(self, index: int) -> int:
         """Return the number of positions of one example."""
-        start, end = self._offsets["input_ids"][index : index + 2]
-        return int(end - start)
+        return int(self.lengths([index])[0])
 
     def lengths(self, rows: Sequence[int] | None = None) -> np.ndarray:
         """Return the number of positions of every example, or of some."""
+        if "positions" in self.features:  # each example has its number
+            return np.array(self._values["positions"] if rows is None else self._values["positions"][rows], np.int64)
         offsets = self._offsets["input_ids"]
         if rows is None:
             return np.diff(offsets)
@@ -79,7 +83,7 @@ class Store:
         raise IndexError(index)
 
     @staticmethod
-    def build(path: Path, examples: Iterable[tuple[Example, str]]) -> Store:
+    def build(path: Path, examples: Iterable[tuple[Example, str] | BrokenRow]) -> Store:
         """Write examples to the folder `path`, whole or not at all, and open it; a damaged one is written again.
 
         Raises:
@@ -88,21 +92,22 @@ class Store:
         if path.exists():
             with suppress(Damaged):
                 return Store(path)
-        pieces, places = _collected(examples)  # apart: what goes wrong in reading the rows is not this folder's fault
         temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
         try:
-            remove_folder(temporary)
-            temporary.mkdir(parents=True)
-            try:
-                _write(temporary, pieces, places)
-                replace_folder(temporary, path)
-            finally:
+            with _keeping(path.parent):
                 remove_folder(temporary)
-        except OSError as error:
-            raise UserError(
-                f"{path.parent}: encoded rows cannot be kept there ({error.strerror}). Set BURNISH_CACHE to a folder that "
-                "can be written and has room."
-            ) from error
+                temporary.mkdir(parents=True)
+            collected = _Collected(temporary)
+            for one in examples:  # apart: what goes wrong in reading the rows is not this folder's fault
+                with _keeping(path.parent):
+                    collected.add(one)
+            if not collected.places and not collected.broken:
+                raise UserError("The data holds no text to learn from after encoding; give more rows.")
+            with _keeping(path.parent):
+                collected.close()
+                replace_folder(temporary, path)
+        finally:
+            remove_folder(temporary)
         return Store(path)
 
 
@@ -120,33 +125,77 @@ def _checksum(path: Path) -> str:
 
 def _mapped(path: Path) -> np.ndarray:
     """Return a file's array, mapped into memory. As a plain array: numpy's memmap takes three times as long to slice."""
+    if not path.exists():  # pixels
+        path = path.with_suffix(".bin")
+        return np.memmap(path, np.uint8, "r").view(np.ndarray) if path.stat().st_size else np.zeros(0, np.uint8)
     return np.load(path, mmap_mode="r").view(np.ndarray)
 
 
-def _collected(examples: Iterable[tuple[Example, str]]) -> tuple[dict[str, list[np.ndarray]], list[str]]:
-    """Return the arrays of each feature, and where each example came from."""
-    pieces: dict[str, list[np.ndarray]] = {}
-    places: list[str] = []
-    for example, where in examples:
+@contextmanager
+def _keeping(folder: Path) -> Iterator[None]:
+    """Say where encoded rows could not be written.
+
+    Raises:
+        UserError: in place of what the system said.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: encoded rows cannot be kept there ({error.strerror}). Set BURNISH_CACHE to a folder that can be "
+            "written and has room."
+        ) from error
+
+
+class _Collected:
+    """Examples on their way into a folder. Bytes such as pixels are written as they come, other numbers at the end."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.pieces: dict[str, list[np.ndarray]] = {}
+        self.sizes: dict[str, list[int]] = {}
+        self.places: list[str] = []
+        self.broken: list[BrokenRow] = []
+        self._files: dict[str, Any] = {}
+
+    def add(self, one: tuple[Example, str] | BrokenRow) -> None:
+        """Take in an example and where it came from, or a row that gave none."""
+        if isinstance(one, BrokenRow):
+            self.broken.append(one)
+            return
+        example, where = one
         for name, value in example.items():
-            pieces.setdefault(name, []).append(np.asarray(value))
-        places.append(where)
-    if not places:
-        raise UserError("The data holds no text to learn from after encoding; give more rows.")
-    return pieces, places
+            value = np.asarray(value)
+            self.sizes.setdefault(name, []).append(len(value))
+            if value.dtype != np.uint8:
+                self.pieces.setdefault(name, []).append(value)
+                continue
+            if name not in self._files:
+                self._files[name] = open(self.folder / f"{name}.values.bin", "wb")  # noqa: SIM115  (closed by `close`)
+            self._files[name].write(np.ascontiguousarray(value).data)
+        self.places.append(where)
 
-
-def _write(folder: Path, pieces: dict[str, list[np.ndarray]], places: list[str]) -> None:
-    for name, values in pieces.items():
-        flat = np.concatenate(values)
-        np.save(folder / f"{name}.values.npy", flat.astype(np.float32 if flat.dtype.kind == "f" else _smallest(flat)))
-        offsets = np.zeros(len(values) + 1, np.int64)
-        np.cumsum([len(value) for value in values], out=offsets[1:])
-        np.save(folder / f"{name}.offsets.npy", offsets)
-    (folder / "where.txt").write_text("".join(f"{place}\n" for place in places), encoding="utf-8")
-    checksums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
-    about = {"features": list(pieces), "size": len(places), "checksums": checksums}
-    (folder / "store.json").write_text(json.dumps(about))
+    def close(self) -> None:
+        """Write what is left."""
+        for file in self._files.values():
+            file.close()
+        for name, values in self.pieces.items():
+            flat = np.concatenate(values)
+            kind = np.float32 if flat.dtype.kind == "f" else _smallest(flat)
+            np.save(self.folder / f"{name}.values.npy", flat.astype(kind))
+        for name, sizes in self.sizes.items():
+            offsets = np.zeros(len(sizes) + 1, np.int64)
+            np.cumsum(sizes, out=offsets[1:])
+            np.save(self.folder / f"{name}.offsets.npy", offsets)
+        (self.folder / "where.txt").write_text("".join(f"{place}\n" for place in self.places), encoding="utf-8")
+        checksums = {path.name: _checksum(path) for path in sorted(self.folder.iterdir())}
+        about = {
+            "features": list(self.sizes),
+            "size": len(self.places),
+            "checksums": checksums,
+            "broken": [vars(row) for row in self.broken],
+        }
+        (self.folder / "store.json").write_text(json.dumps(about))
 
 
 def _smallest(flat: np.ndarray) -> type[np.integer]:

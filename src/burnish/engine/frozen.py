@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from burnish.data.reader import load_reader, read_alike
 from burnish.data.store import Store
-from burnish.data.tokenizer import load_tokenizer
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit
 from burnish.engine.prefix_cache import CacheUnusable, Filled, PrefixCache, Work, arithmetic, fill
@@ -44,7 +44,7 @@ def opened(asked: FrozenModel, task: Task, own: Callable[[], Any], device: str) 
         folder = model_folder(asked.path, None)
     except UserError as error:
         raise UserError(f"{asked.setting}: {error}") from error
-    if load_tokenizer(folder).get_vocab() != task.tokenizer.get_vocab():
+    if not read_alike(type(task), load_reader(type(task), folder), task.tokenizer):
         raise UserError(
             f"{asked.setting}: {asked.path} has other tokens than the run's model, so the two do not read the same. Take one "
             "with the same tokenizer."

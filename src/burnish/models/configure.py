@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from burnish.config import Config, refuse_unused
 from burnish.errors import UserError
 from burnish.models.dial import preset_of
-from burnish.models.load import make_config, stretch
+from burnish.models.load import make_config, skeleton, stretch
+from burnish.models.vision import size_of, sized
+from burnish.task import Task
 
 
-def model_config(config: Config, source: Path | None, options: dict[str, Any], tokenizer: Any, new: int = 0) -> Any:
+def model_config(config: Config, task: Task, source: Path | None, new: int = 0) -> Any:
     """Return the transformers config of the model that a run trains.
 
     Args:
         source: folder of the pretrained model; None: from scratch.
-        options: what the task wants of it.
         new: how many of the tokenizer's tokens the model has yet to get (`burnish.models.load.build`).
 
     Raises:
-        UserError: the settings ask for what this model has not, or it cannot read the tokenizer's text.
+        UserError: the settings ask for what this model has not, or it cannot read the task's rows.
     """
+    options = task.model_options()
     if source is None:
         if config.adapter.kind != "none":
             raise UserError(
@@ -29,17 +32,22 @@ def model_config(config: Config, source: Path | None, options: dict[str, Any], t
                 "would stay so. Give --model FOLDER, or leave out --adapter."
             )
         preset = preset_of(config)
-        size = config.model.vocab_size or preset.options["vocab_size"]
-        options = options | {
-            "vocab_size": size,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        }
+        if task.reads == "text":
+            options = options | {
+                "vocab_size": config.model.vocab_size or preset.options["vocab_size"],
+                "bos_token_id": task.tokenizer.bos_token_id,
+                "eos_token_id": task.tokenizer.eos_token_id,
+            }
         made = make_config({"model_type": preset.model_type, **preset.options}, options, config.train.dropout)
     else:
         if config.model.vocab_size is not None:
             raise UserError("model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only.")
         made = make_config(source, options, config.train.dropout)
+    return _seeing(made, task) if task.reads == "images" else _reading(made, config, task.tokenizer, new)
+
+
+def _reading(made: Any, config: Config, tokenizer: Any, new: int) -> Any:
+    """Return the config of a model of text, with as many positions and tokens as are asked for."""
     if config.model.context is not None:
         stretch(made, config.model.context, config.model.rope or "yarn")
     else:
@@ -57,3 +65,12 @@ def model_config(config: Config, source: Path | None, options: dict[str, Any], t
     if new:
         made.get_text_config().vocab_size = max(vocabulary, len(tokenizer))
     return made
+
+
+def _seeing(made: Any, task: Task) -> Any:
+    """Return the config of a model of images, for the size that its processor gives them."""
+    if getattr(made, "vocab_size", None) is not None:
+        raise UserError(
+            f"model: a {made.model_type} reads text, and {task.name} is about images. Take a model of images."
+        )
+    return sized(made, size_of(task.tokenizer), partial(skeleton, task.auto_class))

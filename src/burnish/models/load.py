@@ -194,6 +194,12 @@ def build(
         raise UserError(f"{folder}: the weights cannot be loaded ({str(error)[:200]}).") from error
     mismatched = [str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in info["mismatched_keys"]]
     new = sorted({*info["missing_keys"], *mismatched})
+    if stretched := [name for name in mismatched if "position_embedding" in name]:
+        from burnish.models.vision import stretch_positions
+
+        tables = _read(folder, stretched)
+        done = stretch_positions(tables, model)
+        new = [name for name in new if name not in done]
     _refuse_holes(model, folder, new)
     if beginnings:
         from burnish.models.tokens import grow
@@ -201,6 +207,18 @@ def build(
         grow(model, wanted, beginnings)
     total = len(model.state_dict())
     return model, Loaded(total - len(new), new, sorted(info["unexpected_keys"]))
+
+
+def _read(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Return weights by name from a folder's files, whatever prefix they have there."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118  (not a dictionary)
+                found |= {name: weights.get_tensor(key) for name in names if name.endswith(key) or key.endswith(name)}
+    return found
 
 
 def _refuse_holes(model: Any, folder: Path, new: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,11 +14,13 @@ from burnish.config import Config
 from burnish.env import free_disk_bytes, free_memory_bytes, has_fast_bf16
 from burnish.errors import UserError
 from burnish.models.adapter import quantised_count
-from burnish.models.load import dropout_of, longest_sequence, parameter_count, trainable_count
+from burnish.models.load import dropout_of, longest_sequence, parameter_count, skeleton, trainable_count
 from burnish.models.quantise import BYTES
 from burnish.models.router import coefficient as router_coefficient
+from burnish.models.vision import Sight, see, size_of
 from burnish.optim.optimizers import ELEMENTWISE
 from burnish.run import RunFolder
+from burnish.task import Task
 from burnish.units import Duration, readable_bytes, readable_seconds
 
 #: Share of the time that evaluations on the way may take, and the fewest rows that still say something.
@@ -122,12 +125,20 @@ def choose_precision(config: Config, device: str) -> tuple[str, str]:
     return "fp32", f"bfloat16 would be emulated and slower on this {device}"
 
 
-def choose_sequence(config: Config, model_config: Any) -> tuple[int, str]:
-    """Return the longest sequence in tokens, and why.
+def choose_sequence(config: Config, task: Task, model_config: Any) -> tuple[int, str]:
+    """Return the longest sequence in tokens, or the positions that an image has in the model, and why.
 
     Raises:
         UserError: longer than the model's positions, or mostly filled by virtual tokens.
     """
+    if task.reads == "images":
+        if config.train.sequence is not None:
+            raise UserError(
+                "train.sequence: images have as many positions as their size gives; use --model.image-size."
+            )
+        height, width = size_of(task.tokenizer)
+        positions = see(skeleton(task.auto_class, model_config), height, width).positions
+        return positions, f"images of {height} x {width} pixels"
     sequence, why = _sequence(config, model_config)
     if config.adapter.kind == "prompt" and 2 * config.adapter.tokens + 4 > sequence:  # half, beside special tokens
         raise UserError(
@@ -168,26 +179,23 @@ def choose_lr(config: Config, model: Any) -> tuple[float, str]:
 
 
 def choose_micro_batch(
-    config: Config, model_config: Any, device: str, precision: str, longest: int, states: int
+    config: Config, device: str, numbers: Mapping[str, float], longest: int, states: int
 ) -> tuple[int, str, dict[str, str]]:
     """Return how many rows are computed at once, which activations are computed again, and why.
 
     As many rows as half of the free memory takes; activations are recomputed only if too few rows would fit otherwise.
 
     Args:
+        numbers: bytes of activations of the longest row, by what is computed again.
         longest: positions of the longest row.
         states: bytes of parameters, gradients and optimizer state.
     """
-    text = model_config.get_text_config()
-    layers, width, size = text.num_hidden_layers, text.hidden_size, 2 if precision == "bf16" else 4
     budget = 0.5 * (_free_memory(device) - states)
-    # Numbers kept a position and layer (Korthikanti et al. 2022, section 4.1, without the attention matrix).
-    kept = {"none": 34 * layers, "selective": 18 * layers, "full": layers + 34}
-    modes = list(kept) if config.train.recompute == "auto" else [config.train.recompute]
+    modes = list(numbers) if config.train.recompute == "auto" else [config.train.recompute]
     batch = config.train.batch
     wanted = config.train.micro_batch or min(batch, math.ceil(FEWEST_POSITIONS / longest))
     for mode in modes:
-        per_row = longest * width * size * kept[mode]
+        per_row = numbers[mode]
         rows = max(1, int(budget / per_row))
         if rows >= wanted:
             break
@@ -200,6 +208,23 @@ def choose_micro_batch(
     if rows >= batch:
         why["micro_batch"] = "the whole batch fits in memory"
     return min(rows, batch), mode, why
+
+
+def activations(model_config: Any, precision: str, longest: int, image: Sight | None) -> dict[str, float]:
+    """Return the bytes of activations that a row needs, by what is computed again.
+
+    Args:
+        longest: positions of the row.
+        image: what the model makes of an image, of one that sees them.
+    """
+    text, size = model_config.get_text_config(), 2 if precision == "bf16" else 4
+    layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+    if image and (image.positions == 1 or not isinstance(layers, int) or not isinstance(width, int)):
+        return dict.fromkeys(("none", "selective", "full"), 2.0 * size * image.numbers)
+    assert layers and width  # every model of text has them
+    # Numbers kept a position and layer (Korthikanti et al. 2022, section 4.1, without the attention matrix).
+    kept = {"none": 34 * layers, "selective": 18 * layers, "full": layers + 34}
+    return {mode: float(longest * width * size * count) for mode, count in kept.items()}
 
 
 def choose_compile(
@@ -237,6 +262,11 @@ def choose_compile(
     saved = expected * (1 - 1 / gain)
     text = f"about {readable_seconds(expected)} of computing, of which it would save {readable_seconds(saved)}"
     return saved > 2 * cost, f"{text}; compiling takes about {readable_seconds(cost)}"
+
+
+def flops_per_image(model: Any, image: Sight) -> float:
+    """Return the floating-point operations of training on one image: backward twice the forward pass, of what trains."""
+    return image.flops * (1 + 2 * trainable_count(model) / parameter_count(model))
 
 
 def flops_per_position(model: Any, model_config: Any, sequence: float) -> float:

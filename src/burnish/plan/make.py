@@ -14,10 +14,12 @@ from burnish.models.dial import dial_of
 from burnish.models.freeze import freeze, thawing
 from burnish.models.load import describe, parameter_count, skeleton, trainable_count
 from burnish.models.router import routers
+from burnish.models.vision import see, size_of
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
 from burnish.plan.derive import (
     Plan,
+    activations,
     choose_compile,
     choose_device,
     choose_evaluate_rows,
@@ -26,6 +28,7 @@ from burnish.plan.derive import (
     choose_micro_batch,
     choose_precision,
     choose_sequence,
+    flops_per_image,
     flops_per_position,
     memory_of,
     refuse_ranks,
@@ -58,8 +61,9 @@ def make_plan(
     why: dict[str, str] = {}
     device, why["device"] = choose_device(config)
     precision, why["precision"] = choose_precision(config, device)
-    why["sequence"] = choose_sequence(config, model_config)[1]
+    why["sequence"] = choose_sequence(config, task, model_config)[1]
     model = skeleton(task.auto_class, model_config)
+    image = see(model, *size_of(task.tokenizer)) if task.reads == "images" else None
     total = parameter_count(model)
     adapt(model, config.adapter, config.freeze, new)
     thawing(model, config.freeze, freeze(model, config.freeze))  # refuses what the model has not
@@ -72,13 +76,13 @@ def make_plan(
     refuse_what_cannot_fit(config, folder, device, memory)
     store = stores["train"]
     longest = int(store.lengths().max())
-    micro, recompute, reasons = choose_micro_batch(
-        config, model_config, device, precision, longest, sum(memory.values())
-    )
+    numbers = activations(model_config, precision, longest, image)
+    micro, recompute, reasons = choose_micro_batch(config, device, numbers, longest, sum(memory.values()))
     why |= reasons
     tokens = float(store.lengths().mean())
     rows, steps, warmup, every, reasons = choose_length(config, len(store), tokens)
-    flops = flops_per_position(model, model_config, tokens) * tokens * rows
+    each = flops_per_image(model, image) if image else flops_per_position(model, model_config, tokens) * tokens
+    flops = each * rows
     compiled, why["compile"] = choose_compile(config, device, precision, flops, bool(routers(model)))
     Schedule(config.schedule, steps, warmup)  # refuses unknown names
     best = config.train.best or task.metric_names[0]

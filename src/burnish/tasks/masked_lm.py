@@ -131,7 +131,7 @@ class FillMask(Task):
             "starts": np.array([*[1] * len(before), 1, *starts[1:], *[1] * len(after)]),
         }
 
-    def vary(self, example: Example, draw: int) -> Example:
+    def vary(self, example: Example, draw: int, following: Example | None = None) -> Example:
         """Return the example with tokens chosen, and most of them hidden."""
         return self._hidden(example, draw, self.settings.masked)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from burnish.data.rows import BrokenRow, Source
+from burnish.data.rows import Source
 from burnish.errors import UserError
-from burnish.task import Row
+from burnish.task import BrokenRow, Row
 
 
 class _TableSource(Source):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from burnish.data.files import open_lines
-from burnish.data.rows import BrokenRow, Source
-from burnish.task import Row
+from burnish.data.rows import Source
+from burnish.task import BrokenRow, Row
 
 
 class JsonLinesSource(Source):

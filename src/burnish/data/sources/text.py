@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from burnish.data.files import open_lines
-from burnish.data.rows import BrokenRow, Source
-from burnish.task import Row
+from burnish.data.rows import Source
+from burnish.task import BrokenRow, Row
 
 _BLANK = re.compile(r"\s*")
 
@@ -19,6 +19,7 @@ class TextSource(Source):
 
     name = "text"
     endings = (".txt", ".md")
+    reads = frozenset({"text"})
 
     def read(self, path: Path) -> Iterator[Row | BrokenRow]:
         paragraph: list[str] = []

@@ -1,0 +1,130 @@
+"""The child process that decodes images for `burnish.data.pictures`: it knows no file and little memory is allowed to it.
+
+It reads from standard input a kind (1 byte: c or m), a size (8 bytes) and as many bytes of an image file, and writes height,
+width (4 bytes each), a size (8 bytes) and the pixels; height 0 means that words follow instead, of why there are none.
+"""
+
+from __future__ import annotations
+
+import resource
+import struct
+import sys
+import warnings
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+#: Pixels that are decoded at once: PIL keeps each in 4 bytes, twice where the image is turned.
+MOST_PIXELS = 25_000_000
+#: What the process may map in all; a file within the limits needs less (tests/data/test_pictures.py).
+MOST_MEMORY = 600 * 2**20
+#: Rows of pixels that are written at once.
+_STRIP_BYTES = 1 << 20
+
+_KINDS = ("PNG", "JPEG", "WEBP")
+
+
+class _Unfit(Exception):
+    """Why an image has no pixels for us."""
+
+
+def opened(content: bytes, kind: str) -> Any:
+    """Return the decoded image: upright RGB, or for a mask the stored numbers as 16 bits.
+
+    Raises:
+        _Unfit: it cannot be used.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        image = Image.open(BytesIO(content))
+    except Image.DecompressionBombError:
+        raise _Unfit(f"has more than {MOST_PIXELS / 1e6:.0f} megapixels; make it smaller") from None
+    if image.format not in _KINDS:
+        raise _Unfit(f"is {image.format}; PNG, JPEG and WebP are read: convert it once")
+    if getattr(image, "n_frames", 1) > 1:
+        raise _Unfit(f"is animated, {image.n_frames} pictures; give one")
+    if image.format == "JPEG" and image.width * image.height > MOST_PIXELS:
+        scale = (image.width * image.height / MOST_PIXELS) ** -0.5
+        image.draft("RGB", (max(1, int(scale * image.width)), max(1, int(scale * image.height))))
+    if image.width * image.height > MOST_PIXELS:
+        megapixels = image.width * image.height / 1e6
+        raise _Unfit(f"has {megapixels:.0f} megapixels, more than {MOST_PIXELS / 1e6:.0f}; make it smaller")
+    image.load()
+    if kind == "m":
+        return _numbers(image)
+    return ImageOps.exif_transpose(_colors(image))
+
+
+def _colors(image: Any) -> Any:
+    """Return an image of any mode as RGB; 16 bits become 8, and what is transparent shows white."""
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        from PIL import Image
+
+        image = image.convert("RGBA")
+        below = Image.new("RGBA", image.size, "white")
+        below.alpha_composite(image)
+        below.info = {name: value for name, value in image.info.items() if name != "transparency"}
+        image = below
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _numbers(image: Any) -> Any:
+    if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"):
+        raise _Unfit("is a mask in colours; give one number to each pixel: a greyscale or palette image")
+    if image.mode == "1":
+        image = image.convert("L").point(lambda value: value // 255)
+    return image.getchannel(0) if len(image.getbands()) > 1 else image
+
+
+def _strips(image: Any, kind: str) -> Iterator[bytes]:
+    rows = max(1, _STRIP_BYTES // (4 * image.width))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if kind == "c":
+            yield strip.tobytes()
+        elif strip.mode.startswith("I;16"):
+            yield strip.tobytes("raw", "I;16")
+        elif strip.mode == "I":
+            yield struct.pack(f"<{strip.width * strip.height}H", *(value & 0xFFFF for value in strip.getdata()))
+        else:  # 8 bits: indices of a palette as they are
+            eight = strip.tobytes()
+            wide = bytearray(2 * len(eight))
+            wide[::2] = eight
+            yield bytes(wide)
+
+
+def main() -> None:
+    """Answer until there is nothing more to read."""
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    warnings.simplefilter("ignore")
+    read, write = sys.stdin.buffer, sys.stdout.buffer
+    while header := read.read(9):
+        letter, size = struct.unpack("<cQ", header)
+        kind, content = letter.decode(), read.read(size)
+        try:
+            image = opened(content, kind)
+        except MemoryError:
+            raise
+        except Exception as error:  # the boundary of a process: whatever a decoder says of a file is its reason
+            known = str(error) if isinstance(error, _Unfit) else f"cannot be decoded ({_short(error)})"
+            words = known.encode()
+            write.write(struct.pack("<IIQ", 0, 0, len(words)) + words)
+        else:
+            size = image.width * image.height * (3 if kind == "c" else 2)
+            write.write(struct.pack("<IIQ", image.height, image.width, size))
+            for strip in _strips(image, kind):
+                write.write(strip)
+        write.flush()
+
+
+def _short(error: Exception) -> str:
+    """Return what a decoder says of a file, without what it says of itself."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "no image of a known kind" if text.startswith("cannot identify") else text[:120]
+
+
+if __name__ == "__main__":
+    main()

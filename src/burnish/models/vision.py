@@ -1,0 +1,132 @@
+"""Models that see images: what one image costs them, and tables of positions for another size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from burnish.errors import UserError
+from burnish.models.stack import find_stack
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a model makes of one image."""
+
+    positions: int
+    """That its layers see: patches and what stands beside them; 1 where they see a map and not a sequence."""
+    flops: float
+    """Floating-point operations of a forward pass."""
+    numbers: int
+    """That its modules return, together: about what a backward pass needs."""
+
+
+def see(model: Any, height: int, width: int) -> Sight:
+    """Return what a model makes of an image of this size, found by a pass over shapes.
+
+    Args:
+        model: on the meta device.
+
+    Raises:
+        UserError: it takes no image of this size.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    positions, numbers, handles = [1], [0], []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(hidden, torch.Tensor) and hidden.ndim == 3:
+            positions[0] = hidden.shape[1]
+
+    def count(module: Any, args: Any, output: Any) -> None:
+        numbers[0] += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    with suppress(UserError):  # no layers, no positions
+        handles.append(find_stack(model)[1][0].register_forward_pre_hook(note, with_kwargs=True))
+    handles += [one.register_forward_hook(count) for one in model.modules() if not list(one.children())]
+    image = torch.zeros(1, 3, height, width, device="meta")
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(pixel_values=image)
+    except (ValueError, RuntimeError, IndexError) as error:
+        problem = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"model.image_size: {type(model).__name__} takes no image of {height} x {width} ({problem})."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Sight(positions[0], float(counter.get_total_flops()), numbers[0])
+
+
+def size_of(processor: Any) -> tuple[int, int]:
+    """Return height and width of the images that a processor makes; where it keeps their shape, of the widest."""
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    if "height" in size:
+        return size["height"], size["width"]
+    return size["shortest_edge"], size.get("longest_edge") or size["shortest_edge"]
+
+
+def sized(config: Any, size: tuple[int, int], skeleton: Callable[[Any], Any]) -> Any:
+    """Return a model's config for images of `size`, height and width; unchanged where the model takes them as it is.
+
+    Args:
+        skeleton: makes the model of a config on the meta device.
+
+    Raises:
+        UserError: it takes none of this size.
+    """
+    try:
+        see(skeleton(config), *size)
+    except UserError:
+        before = getattr(config, "image_size", None)
+        if before is None:
+            raise
+        config.image_size = list(size) if isinstance(before, list | tuple) else size[0]
+        see(skeleton(config), *size)
+    return config
+
+
+def stretch_positions(tables: dict[str, Any], model: Any) -> list[str]:
+    """Fill a model's tables of positions from those for another size of image; return the names of those that were.
+
+    What stands for no patch, such as the class token's position, is first in a table and stays as it is; the others are
+    interpolated as a picture.
+
+    Args:
+        tables: the weights of the other model, by name.
+
+    Source: Dosovitskiy et al. 2021, section 3.2.
+    """
+    import torch
+    from torch.nn import functional
+
+    done = []
+    for name, value in model.named_parameters():
+        before = tables.get(name)
+        if "position_embedding" not in name or before is None or before.shape == value.shape:
+            continue
+        height, width = _grid(model.config)
+        special = value.shape[-2] - height * width
+        side = round((before.shape[-2] - special) ** 0.5)
+        if special < 0 or side * side != before.shape[-2] - special:
+            continue
+        patches = before[..., special:, :].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+        wider = functional.interpolate(patches, (height, width), mode="bicubic", align_corners=False)
+        wider = wider.permute(0, 2, 3, 1).reshape(*value.shape[:-2], height * width, -1)
+        with torch.no_grad():
+            value.copy_(torch.cat([before[..., :special, :].float(), wider], -2))
+        done.append(name)
+    return done
+
+
+def _grid(config: Any) -> tuple[int, int]:
+    """Return how many patches an image has, down and across."""
+    size, patch = (
+        (value, value) if isinstance(value, int) else tuple(value) for value in (config.image_size, config.patch_size)
+    )
+    return size[0] // patch[0], size[1] // patch[1]

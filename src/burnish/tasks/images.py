@@ -1,0 +1,147 @@
+"""What every task about images shares: decoding, shaping, varying and stacking them, and showing them in the report."""
+
+from __future__ import annotations
+
+import base64
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from burnish.data.augment import blended, blends, is_on, varied
+from burnish.data.pictures import Decode, Decoders, Picture, picture_of
+from burnish.data.processor import scale_of, shaped
+from burnish.errors import UserError
+from burnish.task import BrokenRow, Example, Row, Task
+
+if TYPE_CHECKING:
+    import torch
+
+#: Pixels of the longer side of a picture in the report.
+_SHOWN_PIXELS = 160
+
+
+class ImageTask(Task):
+    """A task whose rows are images, each decoded and brought to the model's size once, and kept as bytes."""
+
+    reads = "images"
+    asks = ("image",)
+
+    @property
+    def processor(self) -> Any:
+        """The model's image processor."""
+        return self.tokenizer
+
+    # -- rows to examples --------------------------------------------------------------------------------------------
+
+    def encode(
+        self, rows: Iterable[Row], sequence: int, *, training: bool
+    ) -> Iterator[tuple[Example, str] | BrokenRow]:
+        def encoded(row: Row, decode: Decode) -> tuple[Example, str] | BrokenRow:
+            example = self.example(row, decode)
+            if isinstance(example, str):
+                return BrokenRow(row.where, example)
+            return {**example, "positions": np.array([sequence])}, row.where
+
+        with Decoders() as decoders:
+            yield from decoders.each(rows, encoded)
+
+    @abstractmethod
+    def example(self, row: Row, decode: Decode) -> Example | str:
+        """Return a row as an example, its image by `seen`, or why it cannot be one. Called by several threads at once."""
+
+    def seen(self, picture: Picture, decode: Decode) -> Example | str:
+        """Return an image as its processor shapes it, `pixels` and `shape`, or why there is none."""
+        pixels = decode(picture, "color")
+        if isinstance(pixels, str):
+            return f"{picture.name} {pixels}"
+        pixels = shaped(self.processor, pixels)
+        return {"pixels": pixels.reshape(-1), "shape": np.array(pixels.shape[:2])}
+
+    # -- examples to batches -----------------------------------------------------------------------------------------
+
+    @property
+    def varies(self) -> bool:
+        return is_on(self.augment)
+
+    @property
+    def takes_next(self) -> bool:
+        return blends(self.augment)
+
+    def vary(self, example: Example, draw: int, following: Example | None = None) -> Example:
+        example = {**example, "draw": np.array([draw], np.uint64)}
+        if following is None or not self.takes_next:
+            return example
+        pixels, share = blended(self.augment, pixels_of(example), pixels_of(following), draw)
+        return {
+            **example,
+            "pixels": pixels.reshape(-1),
+            "other": following["label"],
+            "share": np.array([share], np.float32),
+        }
+
+    def images(self, examples: Sequence[Example]) -> torch.Tensor:
+        """Return the images of examples of one size as the model sees them: float32 [examples, 3, height, width]."""
+        import torch
+
+        found = torch.from_numpy(np.stack([pixels_of(example) for example in examples]))
+        found = found.permute(0, 3, 1, 2).float()
+        factor, offset = (torch.from_numpy(value)[:, None, None] for value in scale_of(self.processor))
+        if "draw" in examples[0]:
+            draws = [int(example["draw"][0]) for example in examples]
+            found = 255 * varied(self.augment, found / 255, draws)
+        return found * factor + offset
+
+    # -- predictions -------------------------------------------------------------------------------------------------
+
+    def asked_pictures(self, asked: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Picture, np.ndarray]]:
+        """Yield each image that is asked about, and its pixels as they are: uint8 [height, width, 3].
+
+        Raises:
+            UserError: one cannot be decoded.
+        """
+        with Decoders(1) as decoders:
+            for number, given in enumerate(asked, 1):
+                picture = picture_of(given["image"], f"image {number}", Path())
+                pixels = decoders.decode(picture) if isinstance(picture, Picture) else picture
+                if isinstance(picture, str) or isinstance(pixels, str):
+                    raise UserError(f"{given['image'] if isinstance(picture, str) else picture.name}: {pixels}.")
+                yield picture, pixels
+
+    # -- the report --------------------------------------------------------------------------------------------------
+
+    def previews(self, examples: Sequence[Example], draws: Sequence[int], captions: Sequence[str]) -> dict[str, Any]:
+        """Return a figure of examples as training sees them."""
+        seen = (
+            [self.vary(example, draw) for example, draw in zip(examples, draws, strict=True)]
+            if self.varies
+            else examples
+        )
+        factor, offset = (value[:, None, None] for value in scale_of(self.processor))
+        images = [(self.images([example])[0].numpy() - offset) / factor for example in seen]
+        pictures = [
+            {"image": data_of(np.clip(np.rint(image), 0, 255).astype(np.uint8).transpose(1, 2, 0)), "caption": caption}
+            for image, caption in zip(images, captions, strict=True)
+        ]
+        return {"kind": "pictures", "title": "What training sees", "pictures": pictures}
+
+
+def pixels_of(example: Example) -> np.ndarray:
+    """Return the pixels of an example: uint8 [height, width, 3]."""
+    height, width = example["shape"]
+    return example["pixels"].reshape(int(height), int(width), 3)
+
+
+def data_of(pixels: np.ndarray) -> str:
+    """Return pixels, uint8 [height, width, 3], as the address of a small picture that holds them itself."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SHOWN_PIXELS, _SHOWN_PIXELS))
+    file = BytesIO()
+    image.save(file, "PNG" if max(image.size) <= 64 else "JPEG")
+    kind = "png" if max(image.size) <= 64 else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
