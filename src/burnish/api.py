@@ -127,19 +127,18 @@ class Run:
         """The lines of RUN/metrics.jsonl."""
         return self.folder.log_lines()
 
-    def predict(
-        self, asked: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]], *, seed: int = 0, **generate: Any
-    ) -> Any:
+    def predict(self, asked: Any, *, seed: int = 0, **generate: Any) -> Any:
         """Return the answer to an input, or the answers to several.
 
         Args:
-            asked: a text, or the columns the task needs, such as `{"question": ..., "context": ...}`; or several.
+            asked: a text, or an image (a path, uint8 pixels [height, width, 3], or one of PIL's), or the columns the task
+                needs, such as `{"question": ..., "context": ...}`; or a list of several.
             seed: of sampling.
             generate: settings of the `generate` group, such as `max_tokens=20`.
         """
         from burnish.inference import open_model
 
-        alone = isinstance(asked, str | Mapping)
+        alone = not isinstance(asked, list | tuple)
         answers = open_model(str(self.path)).predict([asked] if alone else list(asked), generate, seed)  # type: ignore
         return answers[0] if alone else answers
 
@@ -275,7 +274,8 @@ def predict(
 
     Args:
         target: a run folder, a model folder or a Hub id.
-        inputs: texts, JSON objects where a task needs several columns, or files (txt: a text a line; csv, jsonl, parquet).
+        inputs: texts, JSON objects where a task needs several columns, or files (txt: a text a line; csv, jsonl, parquet);
+            of images files or folders of them.
         column: of the text in files. Default: as in the run's own data.
         task: needed where neither a run nor the model's architecture says it.
         seed: of sampling.
@@ -290,7 +290,7 @@ def predict(
 
     opened = open_model(target, task=task)
     columns = opened.asks | ({next(iter(opened.asks)): column} if column else {})
-    asked = [values for given in inputs for values in asked_of(given, columns)]
+    asked = [values for given in inputs for values in asked_of(given, columns, opened.task.reads)]
     if not asked:
         raise UserError("Nothing to answer: give texts or files, or lines on standard input.")
     for start in range(0, len(asked), 16):

@@ -96,25 +96,26 @@ class Opened:
         """The columns a prediction needs: the task's names, to the names in files."""
         return self.task.asked_columns(self.config.data)
 
-    def predict(
-        self, asked: Sequence[str | Mapping[str, Any]], generate: Mapping[str, Any], seed: int
-    ) -> list[dict[str, Any]]:
+    def predict(self, asked: Sequence[Any], generate: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
         """Return the task's answer to each input, in order.
 
         Args:
-            asked: the columns in `asks`, or a text for the first of them.
+            asked: the columns in `asks`, or a value for the first of them: a text, or a path, pixels or image of PIL's.
 
         Raises:
             UserError: an empty text, a missing column, or a wrong setting of generation.
         """
         inputs = []
         for number, given in enumerate(asked, 1):
-            if isinstance(given, str) and len(self.asks) > 1:
-                raise UserError(f"Input {number} is text; give its columns {', '.join(self.asks.values())}.")
-            values = {next(iter(self.asks)): given} if isinstance(given, str) else dict(given)
-            if isinstance(given, str) and (not given.strip() and self.task_class.name != "text-generation"):
-                raise UserError(f"Text {number} is empty; give some text.")
-            whole = self.asks.keys() <= values.keys()
+            if not isinstance(given, Mapping) and len(self.asks) > 1:
+                raise UserError(f"Input {number} is one value; give its columns {', '.join(self.asks.values())}.")
+            values = dict(given) if isinstance(given, Mapping) else {next(iter(self.asks)): given}
+            if isinstance(given, str) and not given.strip():
+                if self.task_class.name != "text-generation":
+                    raise UserError(f"Text {number} is empty; give some text.")
+                inputs.append(values)
+                continue
+            whole = self.asks.keys() <= values.keys() and self.task_class.reads == "text"
             inputs.append(values if whole else checked_input(values, self.asks, f"Input {number}"))
         given = merge(self.config.model_dump(), {"generate": dict(generate)})
         config = parse(given, type(self.config), "settings")

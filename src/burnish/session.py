@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from burnish.config import Config
-from burnish.data.loader import Loader
+from burnish.data.loader import MOST_PREVIEWS, Loader
 from burnish.data.new_tokens import beginnings, extend, refuse_new_tokens
 from burnish.data.order import permutation
 from burnish.data.prepare import encode, find_rows
@@ -409,6 +409,7 @@ class Session:
                 shown = self.task.figures(records) + self.task.pictures(records, self.stores[split])
                 figures += [{"split": split, **figure} for figure in shown]
         metrics["intervals"] = ranges
+        figures += self.task.previews(self.job.loader.seen(0, MOST_PREVIEWS))
         with put_together():
             figures += self.task.samples(self.job.model, self.config.generate)
         write_json(folder.figures, {"metrics": metrics, "figures": figures})
@@ -418,7 +419,7 @@ class Session:
         self.terminal.facts("Done", end_rows(metrics))
         self.terminal.say(f"report  {folder.report}")
         asked = self.task.asked_columns(self.config.data).values()
-        example = f"'{json.dumps(dict.fromkeys(asked, '...'))}'" if len(asked) > 1 else '"..."'
+        example = f"'{json.dumps(dict.fromkeys(asked, '...'))}'" if len(asked) > 1 else f'"{self.task.example_input}"'
         self.terminal.say(f"use it  burnish predict {folder} {example}")
 
     def _export(self) -> None:

@@ -265,6 +265,15 @@ class Task(ABC):
     def complete(self, folder: Path) -> None:  # noqa: B027  (most folders are complete)
         """Write what belongs into the exported model's folder beside weights and tokenizer."""
 
+    @property
+    def example_input(self) -> str:
+        """What stands for an input where its use is shown."""
+        return "photo.jpg" if self.reads == "images" else "..."
+
+    def previews(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """Return figures of some examples as training sees them."""
+        return []
+
     def pictures(self, records: Records, store: Sequence[Example]) -> list[dict[str, Any]]:
         """Return figures of an evaluation that show rows, such as the worst errors.
 

@@ -156,7 +156,7 @@ def show_answer(answer: dict[str, Any]) -> None:
         console.print()
         return
     if "label" in answer:
-        console.print(f"{answer['label']}  {answer['score']:.1%}  {answer['text']}", markup=False)
+        console.print(f"{answer['label']}  {answer['score']:.1%}  {next(iter(answer.values()))}", markup=False)
         return
     first, *others = answer.items()
     console.print(str(first[1]), style="bold", markup=False)

@@ -10,10 +10,12 @@ from typing import Any
 
 from burnish.data.order import draw, rows_of_step
 from burnish.data.store import Store
-from burnish.task import Batch, Task
+from burnish.task import Batch, Example, Task
 
 #: What a micro-batch costs besides its positions, in positions; measured on a small encoder (docs/log.md).
 CUT_COST = 180
+#: Examples that a report shows as training sees them.
+MOST_PREVIEWS = 16
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,23 @@ class Loader:
         """
         own = places[self.rank :: self.ranks]
         chosen = own or places[:1]
-        varied = [Varied(draw(self.seed, rows[p][1], rows[p][0]), rows[(p + 1) % len(rows)][0]) for p in chosen]
         numbers = [rows[place][0] for place in chosen]
-        batch = collate(self.store, self.task, numbers, self.prefix, varied if self.task.varies else None)
+        batch = collate(self.store, self.task, numbers, self.prefix, self._varied(rows, chosen))
         if not own:
             batch.idle = True
             batch.weights = dict.fromkeys(batch.weights, 0.0)
         return batch
+
+    def _varied(self, rows: list[tuple[int, int]], places: Sequence[int]) -> list[Varied] | None:
+        if not self.task.varies:
+            return None
+        return [Varied(draw(self.seed, rows[p][1], rows[p][0]), rows[(p + 1) % len(rows)][0]) for p in places]
+
+    def seen(self, step: int, most: int) -> list[Example]:
+        """Return the first examples of step `step` (from 0), as training sees them."""
+        rows = self._rows(step)
+        places = range(min(most, len(rows)))
+        return examples_of(self.store, self.task, [row for row, _ in rows[:most]], self._varied(rows, places))
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of the steps `first` to `last - 1`, preparing the next ones meanwhile."""
@@ -138,13 +150,18 @@ def collate(
     Args:
         varied: in training, how each row is varied (`Task.vary`); None: the rows as they are.
     """
-    examples = [store[row] for row in rows]
-    if varied is not None and task.takes_next:
-        following = [store[one.following] for one in varied]
-        examples = [task.vary(e, one.draw, n) for e, one, n in zip(examples, varied, following, strict=True)]
-    elif varied is not None:
-        examples = [task.vary(example, one.draw) for example, one in zip(examples, varied, strict=True)]
-    batch = task.collate(examples)
+    batch = task.collate(examples_of(store, task, rows, varied))
     batch.rows = list(rows)
     batch.prefix = prefix(rows) if prefix else None
     return batch
+
+
+def examples_of(store: Store, task: Task, rows: Sequence[int], varied: Sequence[Varied] | None) -> list[Example]:
+    """Return rows as examples, as `collate` makes a batch of them."""
+    examples = [store[row] for row in rows]
+    if varied is None:
+        return examples
+    if not task.takes_next:
+        return [task.vary(example, one.draw) for example, one in zip(examples, varied, strict=True)]
+    following = [store[one.following] for one in varied]
+    return [task.vary(e, one.draw, after) for e, one, after in zip(examples, varied, following, strict=True)]

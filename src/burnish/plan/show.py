@@ -10,9 +10,15 @@ from burnish.data.store import Store
 from burnish.env import versions
 from burnish.optim.schedules import Schedule
 from burnish.plan.derive import Plan
+from burnish.task import registry
 from burnish.units import readable_bytes, readable_count, readable_seconds
 
 Rows = list[tuple[str, str, str]]
+
+
+def unit_of(task: str) -> str:
+    """Return what the positions of a task's model are called."""
+    return "patches" if task in registry() and registry()[task].reads == "images" else "tokens"
 
 
 def plan_rows(plan: Plan, config: Config, run: str, exactness: str) -> Rows:
@@ -23,6 +29,7 @@ def plan_rows(plan: Plan, config: Config, run: str, exactness: str) -> Rows:
         exactness: how exactly this model can be trained.
     """
     why, data, model = plan.why, plan.data, plan.model
+    unit = unit_of(config.task.name)
     ranks = config.parallel.ranks
     return [
         ("run", run, ""),
@@ -35,11 +42,11 @@ def plan_rows(plan: Plan, config: Config, run: str, exactness: str) -> Rows:
         (
             "data",
             ", ".join(f"{count:,} {split}" for split, count in data["rows"].items()) + " rows",
-            f"{data['examples']['train']:,} training examples of {data['tokens']['train']:,} tokens",
+            f"{data['examples']['train']:,} training examples of {data['tokens']['train']:,} {unit}",
         ),
         ("length", f"{plan.total_steps:,} steps", why.get("total_steps", "")),
         ("batch", f"{config.train.batch} rows, {plan.micro_batch} at once", why.get("micro_batch", "")),
-        ("sequence", f"{plan.sequence} tokens", why.get("sequence", "")),
+        ("sequence", f"{plan.sequence} {unit}", why.get("sequence", "")),
         ("optimizer", f"{config.optim.name}, peak learning rate {plan.lr:g}", why.get("lr", "")),
         (
             "schedule",
@@ -100,7 +107,8 @@ def end_rows(metrics: dict[str, Any]) -> Rows:
     names = {"padding": "padding", "waited": "waited", "mfu": "MFU"}
     notes = [f"{words} {found[name]:.1%}" for name, words in names.items() if found[name] is not None]
     notes.append(f"peak memory {readable_bytes(found['peak_memory_bytes'])}")
-    rows.append(("speed", f"{readable_count(found['positions_per_second'])} tokens/s", ", ".join(notes)))
+    speed = f"{readable_count(found['positions_per_second'])} {unit_of(metrics['task'])}/s"
+    rows.append(("speed", speed, ", ".join(notes)))
     return rows
 
 

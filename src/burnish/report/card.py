@@ -15,6 +15,7 @@ from markupsafe import Markup
 from burnish.data.new_tokens import virtual_tokens
 from burnish.report.facts import Facts, environment_rows, metric_words, number, read_facts, template, time_words
 from burnish.run import RunFolder
+from burnish.task import registry
 
 #: The Hub's tag of a task whose name is none.
 _TAGS = {"preference-tuning": "text-generation", "reward-modeling": "text-classification"}
@@ -165,6 +166,8 @@ def _without_folder(recipe: str) -> str:
 
 
 def _example(facts: Facts) -> str:
+    if facts.task in registry() and registry()[facts.task].reads == "images":
+        return "photo.jpg"
     prompts = facts.plan["facts"].get("prompts") or ["Once upon a time"]
     return (
         prompts[0] if _TAGS.get(facts.task, facts.task) == "text-generation" else "the plot is thin but the cast shines"
@@ -242,6 +245,23 @@ print(model.config.id2label[best], float(probabilities[best]))
 """
 
 
+def _image_usage(facts: Facts) -> str:
+    return f"""
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+folder = {_text(facts.folder.model)}
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+model = AutoModelForImageClassification.from_pretrained(folder).eval()
+inputs = processor(Image.open({_text(_example(facts))}).convert("RGB"), return_tensors="pt")
+with torch.inference_mode():
+    probabilities = model(**inputs).logits.softmax(-1)[0]
+best = int(probabilities.argmax())
+print(model.config.id2label[best], float(probabilities[best]))
+"""
+
+
 def _answer_usage(facts: Facts) -> str:
     question, context = _INPUTS["question-answering"].values()
     return f"""
@@ -304,6 +324,7 @@ print(model({_text(_example(facts))}))
 _USAGE: dict[str, Callable[[Facts], str]] = {
     "text-generation": _generation_usage,
     "text-classification": _classification_usage,
+    "image-classification": _image_usage,
     "question-answering": _answer_usage,
     "preference-tuning": _generation_usage,
     "reward-modeling": _reward_usage,

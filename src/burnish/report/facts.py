@@ -29,6 +29,10 @@ METRICS = {
         "Bits it takes to write down one byte of the text; comparable across tokenizers. Lower is better.",
     ),
     "accuracy": ("accuracy", "Share of rows, words or pairs that are judged right. Higher is better."),
+    "top5_accuracy": (
+        "accuracy of the first five",
+        "Share of rows whose label is among the five likeliest. Higher is better.",
+    ),
     "macro_f1": (
         "macro F1",
         "Mean over the labels of F1, the balance of precision and recall; a rare label counts as much as a common one. "

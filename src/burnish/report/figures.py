@@ -22,7 +22,7 @@ def draw(figure: Figure) -> Markup | None:
     body = renderer(figure) if renderer else None
     if not body:
         return None
-    wide = figure["kind"] in ("texts", "table") or len(figure.get("labels", [])) > 8
+    wide = figure["kind"] in ("texts", "table", "pictures") or len(figure.get("labels", [])) > 8
     split = Markup(' <span class="split">{}</span>').format(figure["split"]) if figure.get("split") else ""
     return Markup('<section class="panel{}"><h2>{}{}</h2>{}</section>').format(
         " wide" if wide else "", figure.get("title", ""), split, body
@@ -104,6 +104,18 @@ def table(figure: Figure) -> Markup | None:
     ).format(head, rows)
 
 
+def pictures(figure: Figure) -> Markup | None:
+    """Return small pictures with their captions; the address of each holds its bytes, so the page stays whole in itself."""
+    parts = [
+        Markup('<figure><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>').format(
+            one["image"], one["caption"], one["caption"]
+        )
+        for one in figure["pictures"]
+        if one["image"].startswith("data:image/")
+    ]
+    return Markup('<div class="pictures">{}</div>').format(Markup("").join(parts)) if parts else None
+
+
 def _entry(value: Any) -> Markup:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Markup('<td class="number">{}</td>').format(f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
@@ -116,4 +128,5 @@ FIGURES: dict[str, Callable[[Figure], Markup | None]] = {
     "calibration": calibration,
     "texts": texts,
     "table": table,
+    "pictures": pictures,
 }

@@ -268,6 +268,13 @@ class Classification(Task):
             figures.insert(0, {"kind": "matrix", "title": "Confusion matrix", "labels": self.names, "values": values})
         return figures
 
+    def said(self, target: np.ndarray) -> str:
+        """Return an example's target in words."""
+        if self.kind == "regression":
+            return f"{float(target[0]):g}"
+        chosen = target if self.kind == "single" else np.flatnonzero(target)
+        return ", ".join(self.names[int(number)] for number in chosen) or "none"
+
     @property
     def nothing(self) -> np.ndarray:
         """The label of an example that has none."""

@@ -55,6 +55,13 @@ class ImageClassification(ImageTask, Classification):
         first = np.argpartition(-records["scores"], 5, axis=1)[:, :5]
         return found | {"top5_accuracy": float((first == records["label"][:, None]).any(1).mean())}
 
+    def caption(self, example: Example) -> str:
+        said = self.said(example["label"])
+        if "other" not in example:
+            return said
+        share = float(example["share"][0])
+        return f"{share:.0%} {said}, {1 - share:.0%} {self.said(example['other'])}"
+
     def pictures(self, records: Records, store: Store) -> list[dict[str, Any]]:
         if self.kind != "single":
             return []

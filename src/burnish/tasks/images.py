@@ -113,20 +113,18 @@ class ImageTask(Task):
 
     # -- the report --------------------------------------------------------------------------------------------------
 
-    def previews(self, examples: Sequence[Example], draws: Sequence[int], captions: Sequence[str]) -> dict[str, Any]:
-        """Return a figure of examples as training sees them."""
-        seen = (
-            [self.vary(example, draw) for example, draw in zip(examples, draws, strict=True)]
-            if self.varies
-            else examples
-        )
+    def previews(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         factor, offset = (value[:, None, None] for value in scale_of(self.processor))
-        images = [(self.images([example])[0].numpy() - offset) / factor for example in seen]
-        pictures = [
-            {"image": data_of(np.clip(np.rint(image), 0, 255).astype(np.uint8).transpose(1, 2, 0)), "caption": caption}
-            for image, caption in zip(images, captions, strict=True)
-        ]
-        return {"kind": "pictures", "title": "What training sees", "pictures": pictures}
+        pictures = []
+        for example in examples:
+            values = (self.images([example])[0].numpy() - offset) / factor
+            pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+            pictures.append({"image": data_of(pixels), "caption": self.caption(example)})
+        return [{"kind": "pictures", "title": "What training sees", "pictures": pictures}]
+
+    @abstractmethod
+    def caption(self, example: Example) -> str:
+        """Return what an example's target says, in words."""
 
 
 def pixels_of(example: Example) -> np.ndarray:
