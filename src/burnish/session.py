@@ -27,7 +27,7 @@ from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.adapter import adapt, merged, save_adapter
 from burnish.models.configure import model_config
 from burnish.models.dial import dial_of, preset_of
-from burnish.models.freeze import freeze, set_training_mode, thawing
+from burnish.models.freeze import couples_rows, freeze, set_training_mode, thawing
 from burnish.models.load import Loaded, build, quiet
 from burnish.models.precision import Weights
 from burnish.models.source import model_folder
@@ -130,6 +130,8 @@ class Session:
         adapt(model, config.adapter, config.freeze, list(self.beginnings))
         self.frozen = freeze(model, config.freeze)
         self.thaw = thawing(model, config.freeze, self.frozen)
+        if any(couples_rows(module) for module in self.frozen):
+            self.terminal.say("batch norm: scales by the statistics it came with, so no row depends on the others")
         if plan.device == "cpu":
             swap_dropout(model)
         self.task.check(model)

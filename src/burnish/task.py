@@ -205,6 +205,10 @@ class Task(ABC):
         """
         return example
 
+    def replayed(self, example: Example) -> Example:
+        """Return the example without what only frozen layers read, for a batch that has what they give for it."""
+        return example
+
     def frozen_model(self) -> FrozenModel | None:
         """Return the model whose answers the loss needs beside the batch, if there is one.
 

@@ -150,9 +150,10 @@ def collate(
     Args:
         varied: in training, how each row is varied (`Task.vary`); None: the rows as they are.
     """
-    batch = task.collate(examples_of(store, task, rows, varied))
-    batch.rows = list(rows)
-    batch.prefix = prefix(rows) if prefix else None
+    stored = prefix(rows) if prefix else None
+    examples = examples_of(store, task, rows, varied)
+    batch = task.collate(examples if stored is None else [task.replayed(example) for example in examples])
+    batch.rows, batch.prefix = list(rows), stored
     return batch
 
 
