@@ -408,7 +408,7 @@ class Session:
                     self.task.facts = {**self.task.facts, **metrics["decided"]}
                 metrics[split] = sound_metrics(self.task, records)
                 ranges[split] = intervals(self.task, records)
-                shown = self.task.figures(records) + self.task.pictures(records, self.stores[split])
+                shown = self.task.figures(records) + self.task.pictures(records, self.stores[split].__getitem__)
                 figures += [{"split": split, **figure} for figure in shown]
         metrics["intervals"] = ranges
         figures += self.task.previews(self.job.loader.seen(0, MOST_PREVIEWS))

@@ -42,8 +42,8 @@ def opened(content: bytes, kind: str) -> Any:
         raise _Unfit(f"has more than {MOST_PIXELS / 1e6:.0f} megapixels; make it smaller") from None
     if image.format not in _KINDS:
         raise _Unfit(f"is {image.format}; PNG, JPEG and WebP are read: convert it once")
-    if getattr(image, "n_frames", 1) > 1:
-        raise _Unfit(f"is animated, {image.n_frames} pictures; give one")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise _Unfit(f"is animated, {frames} pictures; give one")
     for scale in (2, 4, 8):  # a JPEG can be decoded at a half, a quarter or an eighth of its size
         if image.format == "JPEG" and image.width * image.height > MOST_PIXELS:
             image.draft("RGB", (image.width // scale, image.height // scale))
