@@ -215,6 +215,8 @@ class OptimSettings(Settings):
     """Largest norm of the gradient; 0 does not clip."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Learning rate factor from each layer to the one below it (1: the same everywhere)."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay of a running mean of the weights, which is evaluated and exported in their place (0.999); 0 keeps none."""
     lr_scale: Texts = ()
     """Learning rate factors by parameter name, each `PATTERN=FACTOR`, such as `classifier*=10`."""
 

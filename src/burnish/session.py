@@ -356,18 +356,19 @@ class Session:
         if self.replays and split == "validation":  # scored again and again
             wanted = rows or range(len(self.stores[split]))
             prefix = self.replays.fill(split, wanted, plan.total_steps / plan.evaluate_every)
-        return score(
-            self.job.model,
-            self.task,
-            self.stores[split],
-            group=self.job.group,
-            batch=max(plan.micro_batch, 32) if plan.micro_batch == self.config.train.batch else plan.micro_batch,
-            device=plan.device,
-            stack=self.job.stack,
-            prefix=prefix,
-            progress=progress,
-            rows=rows,
-        )
+        with self.job.averaged():
+            return score(
+                self.job.model,
+                self.task,
+                self.stores[split],
+                group=self.job.group,
+                batch=max(plan.micro_batch, 32) if plan.micro_batch == self.config.train.batch else plan.micro_batch,
+                device=plan.device,
+                stack=self.job.stack,
+                prefix=prefix,
+                progress=progress,
+                rows=rows,
+            )
 
     # -- finish --------------------------------------------------------------------------------------------------
 
@@ -412,7 +413,7 @@ class Session:
                 figures += [{"split": split, **figure} for figure in shown]
         metrics["intervals"] = ranges
         figures += self.task.previews(self.job.loader.seen(0, MOST_PREVIEWS))
-        with put_together():
+        with put_together(), self.job.averaged():
             figures += self.task.samples(self.job.model, self.config.generate)
         write_json(folder.figures, {"metrics": metrics, "figures": figures})
         write_atomic(folder.report, page.render_report(folder))
@@ -427,7 +428,7 @@ class Session:
     def _export(self) -> None:
         target = self.folder.model
         temporary = target.with_name(f".tmp-model-{os.getpid()}")
-        with quiet(), self.job.weights.in_float32():
+        with quiet(), self.job.averaged(), self.job.weights.in_float32():
             self.job.model.save_pretrained(str(temporary), state_dict=merged(self.job.model))
         self.task.tokenizer.save_pretrained(str(temporary))
         self.task.complete(temporary)
