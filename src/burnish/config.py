@@ -174,6 +174,9 @@ class FreezeSettings(Settings):
     """Parameters whose name matches one of these patterns (`*` matches anything)."""
     thaw: SomeDurationText | None = None
     """Time after which the topmost of the frozen layers begins to train, and after as long again the next one below it."""
+    views: int = Field(0, ge=0, le=1000)
+    """Where images are varied: how many variations of each the frozen layers see, used in turn, so that they can be kept. 0:
+    another in every epoch, and nothing is kept."""
     cache: Annotated[str, AfterValidator(_cache_word)] = "auto"
     """Keep what the frozen layers give for each row, so that they are computed once: auto, off, or a folder for it."""
 

@@ -277,6 +277,7 @@ class Session:
             plan.total_rows,
             config.data.workers,
             padded=plan.arrangement == "padded",
+            views=config.freeze.views,
             rank=group.rank,
             ranks=group.size,
         )
@@ -316,11 +317,8 @@ class Session:
         refusal = "they begin to train later" if self.thaw else None
         if self.job.group.size > 1:
             refusal = "it is not kept with several ranks"
-        store = self.stores["train"]
-        rows = set(range(len(store)))
-        if plan.total_rows < len(store):
-            rows = {row for step in range(plan.total_steps) for row in self.job.loader.rows(step)}
-        replays.open(config.freeze.cache, plan.precision, sorted(rows), plan.total_rows / len(store), refusal)
+        epochs = plan.total_rows / len(self.stores["train"])
+        replays.open(config.freeze, plan.precision, self.job.loader, epochs, refusal)
         return replays
 
     def _restored(self, state: State) -> State:

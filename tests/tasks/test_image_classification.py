@@ -325,3 +325,26 @@ def test_several_labels_and_numbers_are_judged_too(tmp_path: Path) -> None:
         run = burnish.train("image-classification", terminal=QUIET, run={"dir": str(tmp_path / kind)}, **given)
         answer = run.predict(str(files[0]))
         assert ("labels" in answer) if kind == "multi" else ("value" in answer)
+
+
+def test_views_of_varied_images_are_replayed_to_the_bit(shapes_folder: Path, tmp_path: Path) -> None:
+    """Two views, four epochs: stored or computed the same; the third epoch sees what the first saw."""
+    import transformers
+
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(backbones()["dinov2"]).save_pretrained(tmp_path / "dinov2")
+    processor("ViTImageProcessorPil", size={"height": 32, "width": 32}).save_pretrained(tmp_path / "dinov2")
+    logs, said = [], []
+    for cache, views in (("auto", 2), ("off", 2), ("auto", 0)):
+        run = burnish.train(
+            "image-classification",
+            terminal=QUIET,
+            freeze={"layers": "all", "cache": cache, "views": views},
+            augment={"flip": "both", "shift": 0.2},
+            run={"dir": str(tmp_path / f"{cache}-{views}")},
+            **{**toy(shapes_folder, length="4 epochs"), "model": {"path": str(tmp_path / "dinov2")}},
+        )
+        logs.append([line["loss"] for line in run.history if "loss" in line])
+        said.append(run.folder.text_log.read_text())
+    assert logs[0] == logs[1] and logs[0] != logs[2]
+    assert "stored in" in said[0] and "; --freeze.views keeps some" in said[2]

@@ -281,7 +281,7 @@ def _described(job: Job, state: State, batches: Sequence[Batch], result: StepRes
     """Return what is known of a step with a non-finite number: its bad rows and their places, the first bad parameter."""
 
     def learn(row: int) -> Any:
-        return gradient_of(job, state, [collate(job.loader.store, job.task, [row], job.loader.prefix)])
+        return gradient_of(job, state, [collate(job.loader.store, job.task, [row])])
 
     rows = [row for ranks in job.group.gather([row for batch in batches for row in batch.rows]) for row in ranks]
     found = describe_non_finite(job.weights, rows, float(result.loss), float(result.grad_norm), learn)

@@ -24,7 +24,7 @@ class Average(torch.optim.Optimizer):
         self.decay = decay
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore  (of two ways to call it, the one that is used)
         """Bring the averages nearer to the parameters as they are now."""
         for group in self.param_groups:
             for parameter in group["params"]:
