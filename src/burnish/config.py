@@ -116,6 +116,9 @@ class DataSettings(Settings):
     """Column that holds the tag of each word (token-classification)."""
     image: str = "image"
     """Column that holds an image: the name of its file, from the folder of the rows, or its bytes."""
+    objects: str = "objects"
+    """Column that holds what an image shows: {"bbox": [...], "category": [...]}, an entry for each object
+    (object-detection)."""
     messages: str | None = None
     """Column that holds a conversation, a list of messages with role and content (text-generation)."""
     chosen: str = "chosen"

@@ -300,6 +300,14 @@ class Task(ABC):
             asked: the columns in `asks` of each input.
         """
 
+    def picture_of(self, answer: Mapping[str, Any], pixels: np.ndarray) -> np.ndarray | None:
+        """Return an image with an answer about it drawn on it; None: there is nothing to draw.
+
+        Args:
+            pixels: of the image, uint8 [height, width, 3].
+        """
+        return None
+
 
 class ComparingTask(Task):
     """A task whose loss compares the examples of a step with each other, all with all.

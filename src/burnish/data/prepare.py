@@ -41,7 +41,8 @@ def read_rows(
     Raises:
         UserError: files or columns are missing, or more rows are broken than allowed.
     """
-    rows = Rows(find_parts(names, setting, fetch_dataset, task.reads), task.columns(config.data), extra)
+    columns = task.columns(config.data)
+    rows = Rows(find_parts(names, setting, fetch_dataset, task.reads, "objects" in columns), columns, extra)
     return rows, rows.check(setting, config.data.on_bad_row)
 
 

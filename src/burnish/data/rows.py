@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from burnish.data.boxes import objects_of
 from burnish.data.pictures import Picture, picture_of
 from burnish.errors import UserError, nearest
 from burnish.task import BrokenRow, Row, find_subclasses
@@ -42,6 +43,10 @@ class Source(ABC):
     def read(self, path: Path) -> Iterator[Row | BrokenRow]:
         """Yield the rows of one file in order."""
 
+    def files(self, path: Path) -> list[Path]:
+        """Return the file and those beside it that say more of its rows."""
+        return [path]
+
 
 def sources() -> dict[str, type[Source]]:
     """Return every source by name."""
@@ -56,13 +61,20 @@ class Part:
     source: Source
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the file's bytes."""
-        with open(self.path, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        """Return the sha256 of the bytes of the file, and of those that say more of its rows."""
+        found = []
+        for path in self.source.files(self.path):
+            with open(path, "rb") as handle:
+                found.append(hashlib.file_digest(handle, "sha256").hexdigest())
+        return "+".join(found)
 
 
 def find_parts(
-    names: Sequence[str], setting: str, fetch: Callable[[str, str], list[Path]], reads: str = "text"
+    names: Sequence[str],
+    setting: str,
+    fetch: Callable[[str, str], list[Path]],
+    reads: str = "text",
+    objects: bool = False,
 ) -> list[Part]:
     """Return the files behind paths, folders and Hub ids, in a fixed order.
 
@@ -70,6 +82,7 @@ def find_parts(
         names: what the user gave for `setting`.
         fetch: returns the local files of a Hub dataset id; called for names that are no local path.
         reads: what the task's rows are (`Task.reads`).
+        objects: whether it is asked what images show, so that annotations in a folder are its rows.
 
     Raises:
         UserError: a name stands for nothing readable.
@@ -84,10 +97,10 @@ def find_parts(
             _refuse_folder_of_splits(path, setting, reads)
             paths = [file for file in sorted(path.rglob("*")) if _ending(file, by_ending) and file.is_file()]
             paths = [file for file in paths if not any(piece.startswith(".") for piece in file.relative_to(path).parts)]
+            if reads == "images":
+                paths = _describing(paths, objects, setting)
             # beside other kinds of data a .json describes them, such as the state.json of a stored data set
             paths = [file for file in paths if _ending(file, by_ending) != ".json"] or paths
-            if reads == "images":  # a table describes the images beside it
-                paths = [file for file in paths if file.name.partition(".")[0] == METADATA] or paths
             if not paths:
                 raise UserError(f"{setting}: the folder {name} holds no {', '.join(sorted(by_ending))} file.")
         elif path.exists():
@@ -103,6 +116,31 @@ def find_parts(
                 raise UserError(f"{setting}: {file} has an ending burnish does not read; it reads {known} (also .gz).")
             parts.append(Part(file, kind()))
     return parts
+
+
+def _describing(paths: list[Path], objects: bool, setting: str) -> list[Path]:
+    """Return the files that say of a folder's images what is asked, or the images where none does.
+
+    Raises:
+        UserError: several files in COCO's format do.
+    """
+    if tables := [file for file in paths if file.name.partition(".")[0] == METADATA]:
+        return tables
+    annotations = [file for file in paths if _ending(file, (".xml",))]
+    if not objects:
+        return [file for file in paths if file not in annotations] or paths
+    coco = [file for file in paths if _ending(file, (".json",)) and _says(file, b'"annotations"')]
+    if len(coco) > 1:
+        shown = ", ".join(file.name for file in coco[:3])
+        raise UserError(
+            f"{setting}: {coco[0].parent} holds {len(coco)} files of annotations ({shown}); give one of them."
+        )
+    return coco or annotations or paths
+
+
+def _says(file: Path, word: bytes) -> bool:
+    """Return whether a word stands in a file that is not packed."""
+    return not file.name.endswith(".gz") and word in file.read_bytes()
 
 
 def _ending(path: Path, known: Iterable[str]) -> str:
@@ -185,6 +223,10 @@ class Rows:
                 value = picture_of(value, row.where, folder)
                 if isinstance(value, str):
                     return BrokenRow(row.where, f"{column!r} {value}")
+            if name == "objects":
+                value = objects_of(value)
+                if isinstance(value, str):
+                    return BrokenRow(row.where, value)
             if name in TEXTS and not isinstance(value, str):
                 return BrokenRow(row.where, f"{column!r} is {type(value).__name__}, not text")
             for text in _texts_in(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,26 @@ def see(model: Any, height: int, width: int) -> Sight:
     Raises:
         UserError: it takes no image of this size.
     """
+    try:
+        return _see(model, height, width)
+    except UserError as error:
+        if " meta" not in str(error):
+            raise
+        return _see(_empty(model), height, width)  # one that looks at numbers on its way
+
+
+def _empty(model: Any) -> Any:
+    """Return a model of zeros like one on the meta device."""
+    import torch
+
+    made = deepcopy(model).to_empty(device="cpu").requires_grad_(False).eval()
+    with torch.no_grad():
+        for value in [*made.parameters(), *made.buffers()]:
+            value.zero_()
+    return made
+
+
+def _see(model: Any, height: int, width: int) -> Sight:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,10 +69,9 @@ def see(model: Any, height: int, width: int) -> Sight:
     with suppress(UserError):  # no layers, no positions
         handles.append(find_stack(model)[1][0].register_forward_pre_hook(note, with_kwargs=True))
     handles += [one.register_forward_hook(count) for one in model.modules() if not list(one.children())]
-    image = torch.zeros(1, 3, height, width, device="meta")
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(pixel_values=image)
+            model(pixel_values=torch.zeros(1, 3, height, width, device=model.device))
     except (ValueError, RuntimeError, IndexError) as error:
         problem = " ".join(str(error).split())[:160]
         raise UserError(

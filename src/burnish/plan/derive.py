@@ -219,7 +219,8 @@ def activations(model_config: Any, precision: str, longest: int, image: Sight | 
     """
     text, size = model_config.get_text_config(), 2 if precision == "bf16" else 4
     layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
-    if image and (image.positions == 1 or not isinstance(layers, int) or not isinstance(width, int)):
+    plain = isinstance(layers, int) and isinstance(width, int) and not getattr(model_config, "backbone_config", None)
+    if image and (image.positions == 1 or not plain):
         return dict.fromkeys(("none", "selective", "full"), 2.0 * size * image.numbers)
     assert layers and width  # every model of text has them
     # Numbers kept a position and layer (Korthikanti et al. 2022, section 4.1, without the attention matrix).

@@ -45,14 +45,20 @@ class ImageTask(Task):
     def encode(
         self, rows: Iterable[Row], sequence: int, *, training: bool
     ) -> Iterator[tuple[Example, str] | BrokenRow]:
-        def encoded(row: Row, decode: Decode) -> tuple[Example, str] | BrokenRow:
-            example = self.example(row, decode)
-            if isinstance(example, str):
-                return BrokenRow(row.where, example)
-            return {**example, "positions": np.array([sequence])}, row.where
+        def encoded(row: Row, decode: Decode) -> list[tuple[Example, str] | BrokenRow]:
+            found = self.examples(row, decode)
+            if isinstance(found, str):
+                return [BrokenRow(row.where, found)]
+            return [({**example, "positions": np.array([sequence])}, row.where) for example in found]
 
         with Decoders() as decoders:
-            yield from decoders.each(rows, encoded)
+            for found in decoders.each(rows, encoded):
+                yield from found
+
+    def examples(self, row: Row, decode: Decode) -> Sequence[Example] | str:
+        """Return the examples of a row, of which most tasks make one, or why there is none."""
+        found = self.example(row, decode)
+        return found if isinstance(found, str) else [found]
 
     @abstractmethod
     def example(self, row: Row, decode: Decode) -> Example | str:
@@ -132,8 +138,12 @@ class ImageTask(Task):
         for example in examples:
             values = (self.images([example])[0].numpy() - offset) / factor
             pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8).transpose(1, 2, 0)
-            pictures.append({"image": data_of(pixels), "caption": self.caption(example)})
+            pictures.append({"image": data_of(self.shown(pixels, example)), "caption": self.caption(example)})
         return [{"kind": "pictures", "title": "What training sees", "pictures": pictures}]
+
+    def shown(self, pixels: np.ndarray, example: Example) -> np.ndarray:
+        """Return an example's image, pixels as training sees them, with what of its target can be drawn on it."""
+        return pixels
 
     @abstractmethod
     def caption(self, example: Example) -> str:

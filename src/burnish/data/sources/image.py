@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from burnish.data.annotations import yolo_file, yolo_objects
 from burnish.data.pictures import Picture
 from burnish.data.rows import Source
 from burnish.task import BrokenRow, Row
 
 
 class ImageSource(Source):
-    """PNG, JPEG and WebP files; the label of an image is the name of its folder.
+    """PNG, JPEG and WebP files; the label of an image is the name of its folder, its objects those in YOLO's text files.
 
     Source: the layout `imagefolder` of `datasets`.
     """
@@ -21,4 +22,14 @@ class ImageSource(Source):
     reads = frozenset({"images"})
 
     def read(self, path: Path) -> Iterator[Row | BrokenRow]:
-        yield Row({"image": Picture(str(path), path), "label": path.resolve().parent.name}, str(path))
+        values = {"image": Picture(str(path), path), "label": path.resolve().parent.name}
+        file = yolo_file(path)
+        objects = yolo_objects(file) if file else None
+        if isinstance(objects, str):
+            yield BrokenRow(str(path), objects)
+            return
+        yield Row(values if objects is None else values | {"objects": objects}, str(path))
+
+    def files(self, path: Path) -> list[Path]:
+        file = yolo_file(path)
+        return [path, file] if file and file.is_file() else [path]

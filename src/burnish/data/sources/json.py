@@ -1,4 +1,4 @@
-"""JSON: a list of objects, or questions and answers as SQuAD nests them."""
+"""JSON: a list of objects, questions and answers as SQuAD nests them, or images and their objects as COCO has them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from burnish.data.annotations import coco_rows, is_coco
 from burnish.data.rows import Source
 from burnish.errors import UserError
 from burnish.task import BrokenRow, Row
@@ -17,7 +18,7 @@ from burnish.task import BrokenRow, Row
 class JsonSource(Source):
     """A list of objects, alone or under `data`; one with `paragraphs` gives a row for each of its questions.
 
-    Source: the layout of Rajpurkar et al. 2016 and 2018 (SQuAD 1.1 and 2.0).
+    Sources: the layout of Rajpurkar et al. 2016 and 2018 (SQuAD 1.1 and 2.0); of COCO see `burnish.data.annotations`.
     """
 
     name = "json"
@@ -25,6 +26,9 @@ class JsonSource(Source):
 
     def read(self, path: Path) -> Iterator[Row | BrokenRow]:
         found = _load(path)
+        if is_coco(found):
+            yield from coco_rows(found, path)
+            return
         rows = found.get("data") if isinstance(found, dict) else found
         if not isinstance(rows, list):
             raise UserError(f"{path}: holds neither a list of objects nor one under 'data'.")
