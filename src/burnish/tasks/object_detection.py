@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,15 +12,14 @@ import numpy as np
 from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
-from burnish.data.augment import blends, motion, moves
+from burnish.data.augment import motion, moves
 from burnish.data.boxes import checked, cut, merged, moved, tiles
 from burnish.data.pictures import Decode
 from burnish.data.processor import resize, shaped
-from burnish.data.store import Store
 from burnish.errors import UserError, nearest
 from burnish.task import Batch, Example, Records, Row
 from burnish.tasks.average_precision import average_precisions, match
-from burnish.tasks.images import ImageTask, data_of, pixels_of
+from burnish.tasks.images import ImageTask, data_of, pixels_of, refuse_blends
 from burnish.tasks.set_loss import SetLoss
 
 if TYPE_CHECKING:
@@ -119,11 +118,8 @@ class ObjectDetection(ImageTask):
         Raises:
             UserError: the model's loss is not known, or images are blended.
         """
-        if blends(self.augment):
-            name = "mixup" if self.augment.mixup else "cutmix"
-            raise UserError(
-                f"augment.{name}: boxes cannot be blended. Leave it out; flip, crop, shift, rotate and color suit."
-            )
+        super().check(model)
+        refuse_blends(self.augment, "boxes")
         self._loss = SetLoss.of(model)
         model.loss_function = self._loss
         config = model.config
@@ -327,7 +323,7 @@ class ObjectDetection(ImageTask):
         boxes, numbers = self._targets(example)
         return drawn(pixels, boxes, [self.names[number] for number in numbers.tolist()], _TRUE)
 
-    def pictures(self, records: Records, store: Store) -> list[dict[str, Any]]:
+    def pictures(self, records: Records, example: Callable[[int], Example]) -> list[dict[str, Any]]:
         """Show images of which most is missed or wrongly found, what is there in one colour, what is found in another."""
         errors = []
         for image in records["matched"]:
@@ -339,7 +335,7 @@ class ObjectDetection(ImageTask):
         for photo in np.argsort(-np.array(errors), kind="stable"):
             for row in records["rows"][photo]:
                 if errors[photo] and len(shown) < _MOST_SHOWN:
-                    shown.append(self._compared(store[row], records["found"][photo], records["truth"][photo]))
+                    shown.append(self._compared(example(row), records["found"][photo], records["truth"][photo]))
         return [{"kind": "pictures", "title": "Worst errors", "pictures": shown}]
 
     def _compared(self, example: Example, found: Found, truth: np.ndarray) -> dict[str, Any]:
