@@ -127,13 +127,7 @@ def thawing(model: Any, settings: FreezeSettings, still: list[Any]) -> Thaw | No
 
 
 def set_training_mode(model: Any, frozen: list[Any]) -> None:
-    """Put the model in training mode, its frozen modules in evaluation mode: no dropout, no moving statistics.
-
-    A batch norm keeps the statistics it has, though its weights train: those of a micro-batch would tie a row's result to
-    the rows that are computed with it.
-    """
-    from torch.nn.modules.batchnorm import _BatchNorm
-
+    """Put the model in training mode, its frozen modules in evaluation mode: no dropout, no moving statistics."""
     model.train()
-    for module in [*frozen, *(module for module in model.modules() if isinstance(module, _BatchNorm))]:
+    for module in frozen:
         module.eval()
