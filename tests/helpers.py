@@ -76,6 +76,22 @@ def preferences(count: int, seed: int = 0) -> list[dict[str, str]]:
     ]
 
 
+def bars(folder: Path, count: int, side: int = 16, seed: int = 0) -> None:
+    """Write pictures of bars of any colour on noise, `count` that stand and as many that lie, in a folder for each."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    for number in range(2 * count):
+        pixels = random.integers(0, 90, (side, side, 3)).astype(np.uint8)
+        place = int(random.integers(1, side - 3))
+        pixels[:, place : place + 3] = random.integers(130, 256, 3)
+        lies = number % 2
+        path = folder / ("lying" if lies else "standing") / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.transpose(1, 0, 2) if lies else pixels).save(path)
+
+
 def squad(count: int, seed: int = 0, unanswerable: bool = True) -> dict[str, Any]:
     """Return questions in SQuAD's layout: which word tells the mood of a sentence; of every fifth, none does."""
     articles = []

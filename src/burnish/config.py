@@ -179,6 +179,9 @@ class FreezeSettings(Settings):
     """Parameters whose name matches one of these patterns (`*` matches anything)."""
     thaw: SomeDurationText | None = None
     """Time after which the topmost of the frozen layers begins to train, and after as long again the next one below it."""
+    views: int = Field(0, ge=0, le=1000)
+    """Where images are varied: how many variations of each the frozen layers see, used in turn, so that they can be kept. 0:
+    another in every epoch, and nothing is kept."""
     cache: Annotated[str, AfterValidator(_cache_word)] = "auto"
     """Keep what the frozen layers give for each row, so that they are computed once: auto, off, or a folder for it."""
 
@@ -220,6 +223,8 @@ class OptimSettings(Settings):
     """Largest norm of the gradient; 0 does not clip."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Learning rate factor from each layer to the one below it (1: the same everywhere)."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay of a running mean of the weights, which is evaluated and exported in their place (0.999); 0 keeps none."""
     lr_scale: Texts = ()
     """Learning rate factors by parameter name, each `PATTERN=FACTOR`, such as `classifier*=10`."""
 

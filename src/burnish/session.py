@@ -28,7 +28,7 @@ from burnish.models.adapter import adapt, merged, save_adapter
 from burnish.models.backbone import backbone_of, load_backbone
 from burnish.models.configure import model_config
 from burnish.models.dial import dial_of, preset_of
-from burnish.models.freeze import freeze, set_training_mode, thawing
+from burnish.models.freeze import couples_rows, freeze, set_training_mode, thawing
 from burnish.models.load import Loaded, build, quiet
 from burnish.models.precision import Weights
 from burnish.models.source import model_folder
@@ -138,6 +138,8 @@ class Session:
         adapt(model, config.adapter, config.freeze, list(self.beginnings))
         self.frozen = freeze(model, config.freeze)
         self.thaw = thawing(model, config.freeze, self.frozen)
+        if any(couples_rows(module) for module in self.frozen):
+            self.terminal.say("batch norm: scales by the statistics it came with, so no row depends on the others")
         if plan.device == "cpu":
             swap_dropout(model)
         held = hold_batch_norm(model)
@@ -289,6 +291,7 @@ class Session:
             plan.total_rows,
             config.data.workers,
             padded=plan.arrangement == "padded",
+            views=config.freeze.views,
             rank=group.rank,
             ranks=group.size,
         )
@@ -328,11 +331,8 @@ class Session:
         refusal = "they begin to train later" if self.thaw else None
         if self.job.group.size > 1:
             refusal = "it is not kept with several ranks"
-        store = self.stores["train"]
-        rows = set(range(len(store)))
-        if plan.total_rows < len(store):
-            rows = {row for step in range(plan.total_steps) for row in self.job.loader.rows(step)}
-        replays.open(config.freeze.cache, plan.precision, sorted(rows), plan.total_rows / len(store), refusal)
+        epochs = plan.total_rows / len(self.stores["train"])
+        replays.open(config.freeze, plan.precision, self.job.loader, epochs, refusal)
         return replays
 
     def _restored(self, state: State) -> State:
@@ -368,18 +368,19 @@ class Session:
         if self.replays and split == "validation":  # scored again and again
             wanted = rows or range(len(self.stores[split]))
             prefix = self.replays.fill(split, wanted, plan.total_steps / plan.evaluate_every)
-        return score(
-            self.job.model,
-            self.task,
-            self.stores[split],
-            group=self.job.group,
-            batch=max(plan.micro_batch, 32) if plan.micro_batch == self.config.train.batch else plan.micro_batch,
-            device=plan.device,
-            stack=self.job.stack,
-            prefix=prefix,
-            progress=progress,
-            rows=rows,
-        )
+        with self.job.averaged():
+            return score(
+                self.job.model,
+                self.task,
+                self.stores[split],
+                group=self.job.group,
+                batch=max(plan.micro_batch, 32) if plan.micro_batch == self.config.train.batch else plan.micro_batch,
+                device=plan.device,
+                stack=self.job.stack,
+                prefix=prefix,
+                progress=progress,
+                rows=rows,
+            )
 
     # -- finish --------------------------------------------------------------------------------------------------
 
@@ -420,11 +421,11 @@ class Session:
                     self.task.facts = {**self.task.facts, **metrics["decided"]}
                 metrics[split] = sound_metrics(self.task, records)
                 ranges[split] = intervals(self.task, records)
-                shown = self.task.figures(records) + self.task.pictures(records, self.stores[split])
+                shown = self.task.figures(records) + self.task.pictures(records, self.stores[split].__getitem__)
                 figures += [{"split": split, **figure} for figure in shown]
         metrics["intervals"] = ranges
         figures += self.task.previews(self.job.loader.seen(0, MOST_PREVIEWS))
-        with put_together():
+        with put_together(), self.job.averaged():
             figures += self.task.samples(self.job.model, self.config.generate)
         write_json(folder.figures, {"metrics": metrics, "figures": figures})
         write_atomic(folder.report, page.render_report(folder))
@@ -439,7 +440,7 @@ class Session:
     def _export(self) -> None:
         target = self.folder.model
         temporary = target.with_name(f".tmp-model-{os.getpid()}")
-        with quiet(), self.job.weights.in_float32():
+        with quiet(), self.job.averaged(), self.job.weights.in_float32():
             self.job.model.save_pretrained(str(temporary), state_dict=merged(self.job.model))
         self.task.tokenizer.save_pretrained(str(temporary))
         self.task.complete(temporary)

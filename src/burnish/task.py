@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -205,6 +205,10 @@ class Task(ABC):
         """
         return example
 
+    def replayed(self, example: Example) -> Example:
+        """Return the example without what only frozen layers read, for a batch that has what they give for it."""
+        return example
+
     def frozen_model(self) -> FrozenModel | None:
         """Return the model whose answers the loss needs beside the batch, if there is one.
 
@@ -274,11 +278,11 @@ class Task(ABC):
         """Return figures of some examples as training sees them."""
         return []
 
-    def pictures(self, records: Records, store: Sequence[Example]) -> list[dict[str, Any]]:
+    def pictures(self, records: Records, example: Callable[[int], Example]) -> list[dict[str, Any]]:
         """Return figures of an evaluation that show rows, such as the worst errors.
 
         Args:
-            store: the examples that were evaluated, in the order of the records.
+            example: returns what was evaluated, by its place among the records.
         """
         return []
 

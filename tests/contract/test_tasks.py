@@ -41,6 +41,7 @@ def toy(
     questions_file: Path,
     pairs_file: Path,
     alike_file: Path,
+    shapes_folder: Path,
 ) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     return {
@@ -76,6 +77,13 @@ def toy(
             "model": {"path": str(tiny_bert)},
             "data": {"train": str(alike_file)},
             "train": {"length": "30 steps", "batch": 8, "micro_batch": 3, "precision": "fp32"},
+            "optim": {"lr": 2e-3},
+        },
+        "image-classification": {
+            "model": {"preset": "vit-nano", "image_size": 16},
+            "data": {"train": str(shapes_folder)},
+            "augment": {"flip": "both", "shift": 0.1, "color": 0.2, "mixup": 0.1},
+            "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
             "optim": {"lr": 2e-3},
         },
         "text-classification": {
@@ -155,6 +163,8 @@ class TestTask:
         assert result_of(resumed.path) == result_of(first.path), "does not resume bit-equal"
 
         asked = ASKED.get(name, ["the good old king", "never a poor stone"])
+        if registry()[name].reads == "images":
+            asked = [str(path) for path in sorted(Path(toy[name]["data"]["train"]).rglob("*.png"))[:2]]
         answers = resumed.predict(asked)
         assert len(answers) == 2 and answers == resumed.predict(asked)
         assert resumed.evaluate()["metrics"] == pytest.approx(resumed.metrics["validation"], rel=1e-6)

@@ -392,7 +392,7 @@ def test_the_key_names_what_the_frozen_layers_compute(reviews: Path, tiny_bert: 
 
 def test_one_epoch_is_stored_only_where_a_folder_is_given(train: Train, tmp_path: Path) -> None:
     once = train("once", train={"length": "1 epochs"})
-    assert said(once) == ["frozen layers: not stored, since every row is seen once"]
+    assert said(once) == ["frozen layers: not stored, since nothing is seen twice"]
     assert not parts(tmp_path / "cache")
     given = train("given", train={"length": "1 epochs"}, freeze={"cache": str(tmp_path / "own")})
     assert " 0% were there" in said(given)[0]

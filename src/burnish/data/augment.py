@@ -44,7 +44,8 @@ def blended(settings: AugmentSettings, first: np.ndarray, second: np.ndarray, dr
     """
     random = chances(draw, "blend")
     cuts = settings.cutmix > 0 and (settings.mixup == 0 or random.random() < 0.5)
-    share = random.beta(*[settings.cutmix if cuts else settings.mixup] * 2)
+    strength = settings.cutmix if cuts else settings.mixup
+    share = random.beta(strength, strength)
     if not cuts:
         mixed = share * first.astype(np.float32) + (1 - share) * second.astype(np.float32)
         return np.rint(mixed).astype(np.uint8), float(share)

@@ -17,7 +17,7 @@ from typing import Any
 #: Pixels that are decoded at once: PIL keeps each in 4 bytes, twice where the image is turned.
 MOST_PIXELS = 25_000_000
 #: What the process may map in all; a file within the limits needs less (tests/data/test_pictures.py).
-MOST_MEMORY = 600 * 2**20
+MOST_MEMORY = 400 * 2**20
 #: Rows of pixels that are written at once.
 _STRIP_BYTES = 1 << 20
 
@@ -42,18 +42,20 @@ def opened(content: bytes, kind: str) -> Any:
         raise _Unfit(f"has more than {MOST_PIXELS / 1e6:.0f} megapixels; make it smaller") from None
     if image.format not in _KINDS:
         raise _Unfit(f"is {image.format}; PNG, JPEG and WebP are read: convert it once")
-    if getattr(image, "n_frames", 1) > 1:
-        raise _Unfit(f"is animated, {image.n_frames} pictures; give one")
-    if image.format == "JPEG" and image.width * image.height > MOST_PIXELS:
-        scale = (image.width * image.height / MOST_PIXELS) ** -0.5
-        image.draft("RGB", (max(1, int(scale * image.width)), max(1, int(scale * image.height))))
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise _Unfit(f"is animated, {frames} pictures; give one")
+    for scale in (2, 4, 8):  # a JPEG can be decoded at a half, a quarter or an eighth of its size
+        if image.format == "JPEG" and image.width * image.height > MOST_PIXELS:
+            image.draft("RGB", (image.width // scale, image.height // scale))
     if image.width * image.height > MOST_PIXELS:
         megapixels = image.width * image.height / 1e6
         raise _Unfit(f"has {megapixels:.0f} megapixels, more than {MOST_PIXELS / 1e6:.0f}; make it smaller")
     image.load()
     if kind == "m":
         return _numbers(image)
-    return ImageOps.exif_transpose(_colors(image))
+    image = _colors(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _colors(image: Any) -> Any:
@@ -63,11 +65,11 @@ def _colors(image: Any) -> Any:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         from PIL import Image
 
-        image = image.convert("RGBA")
-        below = Image.new("RGBA", image.size, "white")
-        below.alpha_composite(image)
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        below = Image.new("RGB", image.size, "white")
+        below.paste(image, mask=image.getchannel("A"))
         below.info = {name: value for name, value in image.info.items() if name != "transparency"}
-        image = below
+        return below
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -117,6 +119,7 @@ def main() -> None:
             write.write(struct.pack("<IIQ", image.height, image.width, size))
             for strip in _strips(image, kind):
                 write.write(strip)
+            del image  # before the next one needs the memory
         write.flush()
 
 

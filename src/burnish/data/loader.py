@@ -44,8 +44,10 @@ class Loader:
     workers: int
     padded: bool = True
     """Whether rows of a micro-batch are filled up to the longest; else they are laid end to end, and only memory cuts."""
-    prefix: Callable[[Sequence[int]], Any] | None = None
-    """What the model's frozen layers give for rows, if that is stored."""
+    prefix: Callable[[Sequence[int], Sequence[int]], Any] | None = None
+    """What the model's frozen layers give for views of rows, if that is stored."""
+    views: int = 0
+    """How many variations of a row there are, one an epoch and then again; 0: another in every epoch."""
     rank: int = 0
     ranks: int = 1
     """Each of several processes computes its share of every micro-batch."""
@@ -53,6 +55,13 @@ class Loader:
     def rows(self, step: int) -> list[int]:
         """Return the rows of step `step` (from 0) in the order of the data."""
         return [row for row, _ in self._rows(step)]
+
+    def seen_rows(self) -> list[int]:
+        """Return every row that the run sees, in the order of the data."""
+        if self.total_rows >= len(self.store):
+            return list(range(len(self.store)))
+        steps = range(-(-self.total_rows // self.batch))
+        return sorted({row for step in steps for row in self.rows(step)})
 
     def _rows(self, step: int) -> list[tuple[int, int]]:
         return rows_of_step(step, seed=self.seed, batch=self.batch, size=len(self.store), total_rows=self.total_rows)
@@ -74,8 +83,9 @@ class Loader:
         """
         own = places[self.rank :: self.ranks]
         chosen = own or places[:1]
-        numbers = [rows[place][0] for place in chosen]
-        batch = collate(self.store, self.task, numbers, self.prefix, self._varied(rows, chosen))
+        numbers, views = [rows[place][0] for place in chosen], [self.view(rows[place][1]) for place in chosen]
+        stored = self.prefix(numbers, views) if self.prefix else None
+        batch = collate(self.store, self.task, numbers, stored, self._varied(rows, chosen))
         if not own:
             batch.idle = True
             batch.weights = dict.fromkeys(batch.weights, 0.0)
@@ -84,7 +94,15 @@ class Loader:
     def _varied(self, rows: list[tuple[int, int]], places: Sequence[int]) -> list[Varied] | None:
         if not self.task.varies:
             return None
-        return [Varied(draw(self.seed, rows[p][1], rows[p][0]), rows[(p + 1) % len(rows)][0]) for p in places]
+        return [self.varied(rows[p][0], self.view(rows[p][1]), rows[(p + 1) % len(rows)][0]) for p in places]
+
+    def view(self, epoch: int) -> int:
+        """Return which variation of its rows an epoch sees."""
+        return epoch % self.views if self.views else epoch
+
+    def varied(self, row: int, view: int, following: int) -> Varied:
+        """Return what decides how a view of a row looks."""
+        return Varied(draw(self.seed, view, row), following)
 
     def seen(self, step: int, most: int) -> list[Example]:
         """Return the first examples of step `step` (from 0), as training sees them."""
@@ -142,17 +160,18 @@ def collate(
     store: Store,
     task: Task,
     rows: Sequence[int],
-    prefix: Callable[[Sequence[int]], Any] | None = None,
+    stored: Any = None,
     varied: Sequence[Varied] | None = None,
 ) -> Batch:
-    """Return rows as one batch that names them, with what the frozen layers give for them if that is stored.
+    """Return rows as one batch that names them.
 
     Args:
+        stored: what the frozen layers give for them, if that is stored.
         varied: in training, how each row is varied (`Task.vary`); None: the rows as they are.
     """
-    batch = task.collate(examples_of(store, task, rows, varied))
-    batch.rows = list(rows)
-    batch.prefix = prefix(rows) if prefix else None
+    examples = examples_of(store, task, rows, varied)
+    batch = task.collate(examples if stored is None else [task.replayed(example) for example in examples])
+    batch.rows, batch.prefix = list(rows), stored
     return batch
 
 

@@ -60,16 +60,16 @@ def make_processor(size: int, like: Path | None = None) -> Any:
 
 def resize(processor: Any, size: int) -> None:
     """Let a processor bring images to another size, by the rule that it has: directly, or cut from the middle."""
-    square = {"height": size, "width": size}
+    square, rule = {"height": size, "width": size}, dict(processor.size)
     if getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None):
         before = processor.crop_size["height"]
         processor.crop_size = square
-        if "shortest_edge" in processor.size:
-            processor.size = {"shortest_edge": round(processor.size["shortest_edge"] * size / before)}
+        if "shortest_edge" in rule:
+            processor.size = {"shortest_edge": round(rule["shortest_edge"] * size / before)}
         else:
             processor.size = square
     else:
-        processor.size = {"shortest_edge": size} if processor.size.keys() == {"shortest_edge"} else square
+        processor.size = {"shortest_edge": size} if rule.keys() == {"shortest_edge"} else square
 
 
 def store_processor(processor: Any, folder: Path) -> None:
@@ -90,9 +90,8 @@ def shaped(processor: Any, pixels: np.ndarray) -> np.ndarray:
     Args:
         pixels: uint8 [height, width, 3].
     """
-    if not getattr(processor, "do_center_crop", False) and processor.size == dict(
-        zip(_SIDES, pixels.shape[:2], strict=True)
-    ):
+    cuts = getattr(processor, "do_center_crop", False)
+    if not cuts and dict(processor.size) == dict(zip(_SIDES, pixels.shape[:2], strict=True)):
         return pixels
     given: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_last"}
     if getattr(processor, "do_pad", None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,25 @@ def load_reader(task: type[Task], folder: Path) -> Any:
     Raises:
         UserError: there is none that can be read.
     """
-    return images.load_processor(folder) if task.reads == "images" else text.load_tokenizer(folder)
+    if task.reads == "images":
+        need_vision()
+        return images.load_processor(folder)
+    return text.load_tokenizer(folder)
 
 
 def store_reader(task: type[Task], reader: Any, folder: Path) -> None:
     """Write it to a folder, whole or not at all."""
     images.store_processor(reader, folder) if task.reads == "images" else text.store_tokenizer(reader, folder)
+
+
+def need_vision() -> None:
+    """Refuse images where nothing can decode them.
+
+    Raises:
+        UserError: Pillow is not installed.
+    """
+    if find_spec("PIL") is None:
+        raise UserError('data: images need the package Pillow: pip install "burnish[vision]".')
 
 
 def find_reader(
@@ -53,6 +67,7 @@ def find_reader(
         other = "text" if task.reads == "images" else "images"
         raise UserError(f"model.preset: {settings.preset} reads {other}, and {task.name} is about {task.reads}.")
     if task.reads == "images":
+        need_vision()
         _refuse(settings, task, "tokenizer", "vocab_size", "added_tokens", "context", "compute")
         if preset:
             size = settings.image_size or preset["image_size"]

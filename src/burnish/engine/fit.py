@@ -95,16 +95,24 @@ class Fit:
                 if name in exact:
                     parameter.data = exact[name]
 
-    def prefix_refusal(self) -> str | None:
-        """Let the stack find its frozen layers; return why they have to be computed in every step although frozen."""
+    def prefix_refusal(self, views: int = 0) -> str | None:
+        """Let the stack find its frozen layers; return why they have to be computed in every step although frozen.
+
+        Args:
+            views: the setting `freeze.views`.
+        """
         if not self.frozen:
             return None
         if self.stack is None:
             return self.no_stack
         if not self.stack.packed:
             return "rows are padded"
-        if self.task.varies:
-            return "the rows change from epoch to epoch"
+        if self.task.takes_next:
+            return "rows are blended with others, which are not the same in each epoch"
+        if self.task.varies and not views:
+            return "the rows change from epoch to epoch" + (
+                "; --freeze.views keeps some" if self.task.reads == "images" else ""
+            )
         return self.stack.find_prefix(self.forward, self.together) or (
             None if self.stack.depth else "the lowest layer trains"
         )

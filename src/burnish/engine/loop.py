@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,13 @@ class Job:
         saved = set(self.model.state_dict())
         weights: dict[str, Any] = {n: value for n, value in self.weights.exact.items() if n not in self._frozen}
         return weights | {name: value for name, value in self.model.named_buffers() if name in saved}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model compute with the running mean of its weights while the block runs, if one is kept."""
+        self.writer.copied()
+        with self.optimizers.averaged(self.weights.publish):
+            yield
 
     def save(self, state: State) -> None:
         """Commit a checkpoint in the background: the weights may change once `writer.copied` returns.
@@ -273,7 +281,7 @@ def _described(job: Job, state: State, batches: Sequence[Batch], result: StepRes
     """Return what is known of a step with a non-finite number: its bad rows and their places, the first bad parameter."""
 
     def learn(row: int) -> Any:
-        return gradient_of(job, state, [collate(job.loader.store, job.task, [row], job.loader.prefix)])
+        return gradient_of(job, state, [collate(job.loader.store, job.task, [row])])
 
     rows = [row for ranks in job.group.gather([row for batch in batches for row in batch.rows]) for row in ranks]
     found = describe_non_finite(job.weights, rows, float(result.loss), float(result.grad_norm), learn)

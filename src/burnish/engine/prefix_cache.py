@@ -17,13 +17,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from burnish.data.loader import collate
+from burnish.data.loader import Varied, collate
 from burnish.data.store import Store
 from burnish.engine import checkpoint
 from burnish.env import fingerprint, free_disk_bytes, versions
@@ -240,17 +241,27 @@ class Prefix:
 
     Args:
         cache: where the hidden states are.
-        digests: of each row of the store that is in it.
+        digests: of each row of the store, and view of it, that is in it.
     """
 
     cache: PrefixCache
-    digests: dict[int, bytes]
+    digests: dict[tuple[int, int], bytes]
 
-    def __call__(self, rows: Sequence[int]) -> Any:
-        """Return what the prefix gives for rows, laid end to end; None if one of them is not stored."""
-        if any(row not in self.digests for row in rows):
+    def __call__(self, rows: Sequence[int], views: Sequence[int] | None = None) -> Any:
+        """Return what the prefix gives for rows, laid end to end; None if one of them is not stored.
+
+        Args:
+            views: which variation of each; None: rows do not vary.
+        """
+        wanted = [(row, view if self.varies else 0) for row, view in zip(rows, views or [0] * len(rows), strict=True)]
+        if any(one not in self.digests for one in wanted):
             return None
-        return self.cache.fetch([self.digests[row] for row in rows])
+        return self.cache.fetch([self.digests[one] for one in wanted])
+
+    @cached_property
+    def varies(self) -> bool:
+        """Whether there is more than one view of a row."""
+        return any(view for _, view in self.digests)
 
 
 def digest_of(tensors: Mapping[str, Any]) -> bytes:
@@ -297,10 +308,14 @@ def fill(
     rows: Sequence[int],
     device: str,
     progress: Callable[[int], None],
+    views: int = 1,
+    varied: Callable[[int, int], Varied] | None = None,
 ) -> tuple[Prefix, Filled]:
     """Compute what is not stored yet of the rows of a store, longest rows last, and return it ready for replay.
 
     Args:
+        views: variations of each row.
+        varied: returns what decides how a view of a row looks; None: rows do not vary.
         progress: called with the number of rows done; may raise to stop, and nothing is half-written then.
 
     Raises:
@@ -308,26 +323,33 @@ def fill(
     """
     began = time.monotonic()
     digests, vectors = {}, {}
-    for row in rows:
-        batch = collate(store, task, [row])
-        digests[row], vectors[row] = digest_of(work.seen(batch)), work.vectors(batch)
-    missing = list({digests[row]: row for row in rows if digests[row] not in cache}.values())
-    missing.sort(key=store.length)
+
+    def batch_of(chosen: Sequence[tuple[int, int]]) -> Batch:
+        return collate(
+            store, task, [row for row, _ in chosen], None, [varied(*one) for one in chosen] if varied else None
+        )
+
+    wanted = [(row, view) for row in rows for view in range(views)]
+    for one in wanted:
+        batch = batch_of([one])
+        digests[one], vectors[one] = digest_of(work.seen(batch)), work.vectors(batch)
+    missing = list({digests[one]: one for one in wanted if digests[one] not in cache}.values())
+    missing.sort(key=lambda one: store.length(one[0]))
     size = cache.width * np.dtype(cache.kind).itemsize
-    needed = math.ceil(size * sum(vectors[row] for row in missing))
+    needed = math.ceil(size * sum(vectors[one] for one in missing))
     make_room(cache.folder, needed)
 
     def computed() -> Iterator[tuple[bytes, Any]]:
-        done, start = len(rows) - len(missing), 0
+        done, start = len(wanted) - len(missing), 0
         while start < len(missing):
             end = start + 1
-            total = store.length(missing[start])
-            while end < len(missing) and total + store.length(missing[end]) <= POSITIONS_AT_ONCE:
-                total += store.length(missing[end])
+            total = store.length(missing[start][0])
+            while end < len(missing) and total + store.length(missing[end][0]) <= POSITIONS_AT_ONCE:
+                total += store.length(missing[end][0])
                 end += 1
             chosen = missing[start:end]
-            pieces = work.compute(collate(store, task, chosen).to(device))
-            yield from zip([digests[row] for row in chosen], [one.to(cache.torch_kind) for one in pieces], strict=True)
+            pieces = work.compute(batch_of(chosen).to(device))
+            yield from zip([digests[one] for one in chosen], [one.to(cache.torch_kind) for one in pieces], strict=True)
             start = end
             done += len(chosen)
             progress(done)
@@ -336,7 +358,7 @@ def fill(
         cache.write(computed())
     prefix = Prefix(cache, digests)
     once = sum(vectors.values()) * cache.seconds_per_vector
-    return prefix, Filled(len(rows), len(rows) - len(missing), needed, time.monotonic() - began, once)
+    return prefix, Filled(len(wanted), len(wanted) - len(missing), needed, time.monotonic() - began, once)
 
 
 def make_room(folder: Path, needed: int) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from burnish.config import FreezeSettings
+from burnish.data.loader import Loader
 from burnish.data.store import Store
 from burnish.engine.fit import Fit
 from burnish.engine.prefix_cache import POSITIONS_AT_ONCE, CacheUnusable, Prefix, PrefixCache, fill, key_of, prefix_work
@@ -26,35 +29,42 @@ class Replays:
         self.found: dict[str, Prefix] = {}
         """By split, what can be replayed."""
         self._cache: PrefixCache | None = None
+        self._loader: Loader | None = None
 
-    def open(self, where: str, precision: str, rows: Sequence[int], epochs: float, refusal: str | None) -> None:
+    def open(self, freeze: FreezeSettings, precision: str, loader: Loader, epochs: float, refusal: str | None) -> None:
         """Open the cache and compute what is missing of the training rows; or say why there is none.
 
         Args:
-            where: the setting `freeze.cache`.
-            rows: the training rows that the run sees.
-            epochs: how often it sees each.
+            loader: of the training rows.
+            epochs: how often the run sees each.
             refusal: why the layers have to be computed in every step, if that is known already.
         """
-        stack = self.fit.stack
+        stack, where = self.fit.stack, freeze.cache
         if not (self.fit.frozen or refusal):
             return
-        refusal = refusal or ("freeze.cache is off" if where == "off" else self.fit.prefix_refusal())
+        refusal = refusal or ("freeze.cache is off" if where == "off" else self.fit.prefix_refusal(freeze.views))
         if refusal or stack is None:
             self.terminal.say(f"frozen layers: computed in every step; {refusal}")
             return
         root = cache_dir() / "prefix" if where == "auto" else Path(where).expanduser()
         folder = root / key_of(stack, self.fit.model, precision)
-        if where == "auto" and epochs <= 1 and not folder.exists():
-            self.terminal.say("frozen layers: not stored, since every row is seen once")
+        self._loader = loader if self.task.varies else None
+        if where == "auto" and epochs <= self._views and not folder.exists():
+            self.terminal.say("frozen layers: not stored, since nothing is seen twice")
             return
         try:
             self._cache = PrefixCache.open(folder, stack.width, stack.kind)
         except CacheUnusable as error:
             self.terminal.say(f"frozen layers: computed in every step, since {error}", style="yellow")
             return
-        with self.terminal.progress("frozen layers", len(rows)):
-            self.fill("train", rows, epochs, self.terminal.advance)
+        rows = loader.seen_rows()
+        with self.terminal.progress("frozen layers", len(rows) * self._views):
+            self.fill("train", rows, epochs / self._views, self.terminal.advance)
+
+    @property
+    def _views(self) -> int:
+        """Variations of each training row."""
+        return self._loader.views if self._loader else 1
 
     def fill(
         self, split: str, rows: Sequence[int], epochs: float, progress: Callable[[int], None] = lambda done: None
@@ -65,7 +75,10 @@ class Replays:
         work = prefix_work(self.fit.stack, self.fit.forward)
         try:
             with packed(self.fit.model, POSITIONS_AT_ONCE, free_memory_bytes() // 4):
-                prefix, filled = fill(self._cache, work, self.task, self.stores[split], rows, self.device, progress)
+                given = self._cache, work, self.task, self.stores[split], rows, self.device, progress
+                loader = self._loader if split == "train" else None
+                varied = partial(loader.varied, following=0) if loader else None
+                prefix, filled = fill(*given, loader.views if loader else 1, varied)
         except CacheUnusable as error:
             self._cache = None
             self.terminal.say(f"frozen layers: computed in every step, since {error}", style="yellow")

@@ -51,7 +51,8 @@ def score(
         for start in range(0, len(order), batch * group.size):
             rows_now = [int(row) for row in order[start : start + batch * group.size]]
             own = rows_now[group.rank :: group.size]
-            piece = collate(store, task, own or rows_now[:1], prefix)  # every rank computes each time, to keep step
+            mine = own or rows_now[:1]  # every rank computes each time, to keep step
+            piece = collate(store, task, mine, prefix(mine) if prefix else None)
             piece = piece.to(device)
             with arranged(stack, piece):
                 records = task.score(model, piece)

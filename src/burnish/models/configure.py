@@ -53,6 +53,7 @@ def model_config(config: Config, task: Task, source: Path | None, new: int = 0, 
 
 def _reading(made: Any, config: Config, tokenizer: Any, new: int) -> Any:
     """Return the config of a model of text, with as many positions and tokens as are asked for."""
+    refuse_unused("augment", config.augment, type(config.augment).model_fields, "only images are varied. Leave it out.")
     if config.model.context is not None:
         stretch(made, config.model.context, config.model.rope or "yarn")
     else:

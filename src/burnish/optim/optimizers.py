@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from burnish.config import OptimSettings
@@ -164,6 +165,12 @@ class Optimizers:
         if settings.name not in OPTIMIZERS:
             raise unknown("optimizer", settings.name, OPTIMIZERS)
         self.all = OPTIMIZERS[settings.name](settings, parameter_groups(model, settings, lr, exact))
+        self._average = None
+        if settings.average:
+            from burnish.optim.average import Average
+
+            self._average = Average(parameter_groups(model, settings, lr, exact), settings.average)
+            self.all = [*self.all, self._average]  # the last one: it sees the weights as the others have left them
         self.names = {id(value): name for name, value in (exact or dict(model.named_parameters())).items()}
 
     def set_lr(self, factor: float) -> None:
@@ -176,6 +183,29 @@ class Optimizers:
         """Update the parameters from their gradients."""
         for optimizer in self.all:
             optimizer.step()
+
+    @contextmanager
+    def averaged(self, publish: Callable[[], None]) -> Iterator[None]:
+        """Let the parameters be their averages while the block runs, if those are kept.
+
+        Args:
+            publish: gives the model the parameters, each time they have changed.
+        """
+        import torch
+
+        pairs = self._average.averages() if self._average else []
+        if not pairs:
+            yield
+            return
+        trained = [parameter.detach() for parameter, _ in pairs]
+        kept = [value.clone() for value in trained]
+        torch._foreach_copy_(trained, [average for _, average in pairs])
+        publish()
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(trained, kept)
+            publish()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -309,7 +309,7 @@ def memory_of(config: Config, model: Any, precision: str) -> dict[str, int]:
     return {
         "parameters": size + int(BYTES * small),
         "gradients": 4 * trained,
-        "optimizer": 4 * trained * _STATE_NUMBERS.get(config.optim.name, 2),
+        "optimizer": 4 * trained * (_STATE_NUMBERS.get(config.optim.name, 2) + (config.optim.average > 0)),
     }
 
 

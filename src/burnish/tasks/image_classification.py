@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.pictures import Decode
 from burnish.data.processor import shaped
-from burnish.data.store import Store
 from burnish.task import Batch, Example, Records, Row
 from burnish.tasks.classification import Classification, ClassificationSettings
 from burnish.tasks.images import ImageTask, data_of, pixels_of
@@ -62,7 +61,7 @@ class ImageClassification(ImageTask, Classification):
         share = float(example["share"][0])
         return f"{share:.0%} {said}, {1 - share:.0%} {self.said(example['other'])}"
 
-    def pictures(self, records: Records, store: Store) -> list[dict[str, Any]]:
+    def pictures(self, records: Records, example: Callable[[int], Example]) -> list[dict[str, Any]]:
         if self.kind != "single":
             return []
         scores, labels = records["scores"], records["label"]
@@ -70,7 +69,7 @@ class ImageClassification(ImageTask, Classification):
         worst = wrong[np.argsort(scores[wrong, labels[wrong]], kind="stable")][:_MOST_SHOWN]
         shown = [
             {
-                "image": data_of(pixels_of(store[row])),
+                "image": data_of(pixels_of(example(row))),
                 "caption": f"{self.names[labels[row]]}, taken for {self.names[scores[row].argmax()]} ({scores[row].max():.0%})",
             }
             for row in worst.tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,10 @@ class ImageTask(Task):
 
     reads = "images"
     asks = ("image",)
+
+    def check(self, model: Any) -> None:
+        if is_on(self.augment) and find_spec("kornia") is None:
+            raise UserError('augment: images are varied by the package kornia: pip install "burnish[vision]".')
 
     @property
     def processor(self) -> Any:
@@ -89,10 +94,18 @@ class ImageTask(Task):
             "share": np.array([share], np.float32),
         }
 
+    def replayed(self, example: Example) -> Example:
+        return {name: value for name, value in example.items() if name != "pixels"}
+
     def images(self, examples: Sequence[Example]) -> torch.Tensor:
-        """Return the images of examples of one size as the model sees them: float32 [examples, 3, height, width]."""
+        """Return the images of examples of one size as the model sees them: float32 [examples, 3, height, width].
+
+        Of examples without pixels, a stand-in of that shape.
+        """
         import torch
 
+        if "pixels" not in examples[0]:
+            return torch.zeros(1).expand(len(examples), 3, *map(int, examples[0]["shape"]))
         found = torch.from_numpy(np.stack([pixels_of(example) for example in examples]))
         found = found.permute(0, 3, 1, 2).float()
         factor, offset = (torch.from_numpy(value)[:, None, None] for value in scale_of(self.processor))
