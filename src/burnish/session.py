@@ -28,7 +28,7 @@ from burnish.models.adapter import adapt, merged, save_adapter
 from burnish.models.backbone import backbone_of, load_backbone
 from burnish.models.configure import model_config
 from burnish.models.dial import dial_of, preset_of
-from burnish.models.freeze import couples_rows, freeze, set_training_mode, thawing
+from burnish.models.freeze import freeze, set_training_mode, thawing
 from burnish.models.load import Loaded, build, quiet
 from burnish.models.precision import Weights
 from burnish.models.source import model_folder
@@ -138,16 +138,12 @@ class Session:
         adapt(model, config.adapter, config.freeze, list(self.beginnings))
         self.frozen = freeze(model, config.freeze)
         self.thaw = thawing(model, config.freeze, self.frozen)
-        if any(couples_rows(module) for module in self.frozen):
-            self.terminal.say("batch norm: scales by the statistics it came with, so no row depends on the others")
         if plan.device == "cpu":
             swap_dropout(model)
         held = hold_batch_norm(model)
         self.task.check(model)
-        if held and self.source is None:
-            rows = range(min(_SETTLED_ROWS, len(self.stores["train"])))
-            images = collate(self.stores["train"], self.task, rows).to(plan.device).inputs["pixel_values"]
-            settle(model, images, apart=backbone_of(model) if self.backbone else None)
+        if held:
+            self._hold(model)
         self.fit = fit = Fit(model, self.task, self.stores["train"], plan.device)
         fit.refuse_misfit()
         if not plan.arrangement:
@@ -162,6 +158,16 @@ class Session:
             if plan.compile:
                 fit.stack.compile(self.folder.compiled, config.train.compile == "graphs")
             fit.stack.recompute(plan.recompute)
+
+    def _hold(self, model: Any) -> None:
+        """Say by which statistics the batch norms of a model scale; one from scratch takes those of its first rows."""
+        whose = "it came with"
+        if self.source is None:
+            rows = range(min(_SETTLED_ROWS, len(self.stores["train"])))
+            images = collate(self.stores["train"], self.task, rows).to(self.plan.device).inputs["pixel_values"]
+            settle(model, images, apart=backbone_of(model) if self.backbone else None)
+            whose = f"of the first {len(rows)} training rows"
+        self.terminal.say(f"batch norm: scales by the statistics {whose}, so no row depends on the others")
 
     def _first_model(self) -> tuple[Any, Loaded]:
         """Return the model as it is before the first step, and what became of the weights it comes from."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,6 @@ from burnish.data.augment import blends, motion, moves
 from burnish.data.boxes import checked, cut, merged, moved, tiles
 from burnish.data.pictures import Decode
 from burnish.data.processor import resize, shaped
-from burnish.data.store import Store
 from burnish.errors import UserError, nearest
 from burnish.task import Batch, Example, Records, Row
 from burnish.tasks.average_precision import average_precisions, match
@@ -327,7 +326,7 @@ class ObjectDetection(ImageTask):
         boxes, numbers = self._targets(example)
         return drawn(pixels, boxes, [self.names[number] for number in numbers.tolist()], _TRUE)
 
-    def pictures(self, records: Records, store: Store) -> list[dict[str, Any]]:
+    def pictures(self, records: Records, example_of: Callable[[int], Example]) -> list[dict[str, Any]]:
         """Show images of which most is missed or wrongly found, what is there in one colour, what is found in another."""
         errors = []
         for image in records["matched"]:
@@ -339,7 +338,7 @@ class ObjectDetection(ImageTask):
         for photo in np.argsort(-np.array(errors), kind="stable"):
             for row in records["rows"][photo]:
                 if errors[photo] and len(shown) < _MOST_SHOWN:
-                    shown.append(self._compared(store[row], records["found"][photo], records["truth"][photo]))
+                    shown.append(self._compared(example_of(row), records["found"][photo], records["truth"][photo]))
         return [{"kind": "pictures", "title": "Worst errors", "pictures": shown}]
 
     def _compared(self, example: Example, found: Found, truth: np.ndarray) -> dict[str, Any]:
