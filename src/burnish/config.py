@@ -121,6 +121,9 @@ class DataSettings(Settings):
     objects: str = "objects"
     """Column that holds what an image shows: {"bbox": [...], "category": [...]}, an entry for each object
     (object-detection)."""
+    mask: str = "mask"
+    """Column that holds what each pixel of an image shows: an image of numbers, or
+    {"category": [...], "segmentation": [...]} with outlines (image-segmentation)."""
     messages: str | None = None
     """Column that holds a conversation, a list of messages with role and content (text-generation)."""
     chosen: str = "chosen"

@@ -89,7 +89,8 @@ class Opened:
         if self.run:
             decided = self.run.read_json(self.run.metrics).get("decided", {}) if self.run.is_finished else {}
             return {**self._stored("facts"), **decided}
-        return {"labels": [model_config.id2label[index] for index in range(len(model_config.id2label))]}
+        labels = [model_config.id2label[index] for index in range(len(model_config.id2label))]
+        return {"labels": labels, "strict": False}  # how tags followed each other in its training is not known
 
     @property
     def asks(self) -> dict[str, str]:
@@ -120,6 +121,25 @@ class Opened:
         given = merge(self.config.model_dump(), {"generate": dict(generate)})
         config = parse(given, type(self.config), "settings")
         return self.task.predict(self.model, inputs, config.generate, seed)
+
+    def draw(self, asked: Mapping[str, Any], answer: Mapping[str, Any], folder: Path) -> Path:
+        """Write an image into a folder, its answer drawn on it, and return its file.
+
+        Raises:
+            UserError: the task's answers cannot be drawn, or the file not be written.
+        """
+        found = self.task.picture_of(asked, answer)
+        if found is None:
+            raise UserError(f"--pictures: what {self.task.name} answers is not drawn on images. Leave it out.")
+        from PIL import Image
+
+        file = folder / f"{Path(answer['image']).stem}.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(found).save(file)
+        except OSError as error:
+            raise UserError(f"--pictures: {file} cannot be written ({error.strerror}).") from error
+        return file
 
     def evaluate(self, data: str | Sequence[str] | None, terminal: Terminal) -> dict[str, Any]:
         """Return metrics and intervals on rows; by default the run's own test rows, or its validation rows.
@@ -228,6 +248,7 @@ def _task_of(folder: Path) -> str:
         "AutoModelForQuestionAnswering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
         "AutoModelForSeq2SeqLM": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForSequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "AutoModelForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
         "AutoModelForTokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     }
     architectures = read_config(folder).get("architectures") or []

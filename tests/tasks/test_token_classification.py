@@ -6,20 +6,24 @@ import json
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig
 
 import burnish
+from burnish.config import GenerateSettings
 from burnish.data.loader import collate
 from burnish.data.tokenizer import load_tokenizer, train_tokenizer
 from burnish.engine.step import accumulate
 from burnish.errors import UserError
 from burnish.evaluate.measure import score
+from burnish.inference import Opened
 from burnish.task import Row
-from burnish.tasks.token_classification import TokenClassification, TokenClassificationSettings, entities
+from burnish.tasks.token_classification import TokenClassification, TokenClassificationSettings, best_tags, entities
 from burnish.terminal import Terminal
 from helpers import session_of
 
@@ -129,7 +133,7 @@ def test_words_are_found_in_tokens_of_every_kind(tiny_bert: Path, tmp_path: Path
 def test_plain_tags_count_word_by_word(tiny_bert: Path) -> None:
     rows = rows_of((["old", "king"], ["adjective", "noun"]), (["runs"], [3]))
     facts = TokenClassification.learn(rows, SETTINGS)
-    assert facts == {"labels": ["3", "adjective", "noun"]}
+    assert facts == {"labels": ["3", "adjective", "noun"], "strict": False}
     task = TokenClassification(SETTINGS, load_tokenizer(tiny_bert), facts)
     batch = task.collate([example for example, _ in task.encode(rows, 16, training=False)])
     metrics = task.metrics(task.score(Fixed({}, 3), batch))
@@ -137,7 +141,60 @@ def test_plain_tags_count_word_by_word(tiny_bert: Path) -> None:
 
 
 def test_learn_adds_what_may_follow() -> None:
-    assert TokenClassification.learn(rows_of((["a"], ["B-PER"]), (["b"], ["B-LOC"])), SETTINGS) == {"labels": LABELS}
+    rows = rows_of((["a"], ["B-PER"]), (["b"], ["B-LOC"]))
+    assert TokenClassification.learn(rows, SETTINGS) == {"labels": LABELS, "strict": True}
+
+
+def test_tags_follow_each_other_as_in_training() -> None:
+    """The best of all sequences that are allowed; where training has I- after something else, any is."""
+    rows = {"B-PER I-PER O B-LOC": True, "O I-PER B-LOC": False, "I-PER O B-LOC": False, "B-PER I-LOC": False}
+    for tags, strict in rows.items():
+        row = rows_of((tags.split(), tags.split()))
+        assert TokenClassification.learn(row, SETTINGS)["strict"] is strict, tags
+    draw = np.random.default_rng(0)
+    allowed = np.array([[b[0] != "I" or a[2:] == b[2:] for b in LABELS] for a in LABELS])
+    for words in (1, 2, 4):
+        for before in range(len(LABELS)):
+            scores = draw.normal(size=(words, len(LABELS)))
+            ways = [w for w in product(range(len(LABELS)), repeat=words) if allowed[[before, *w[:-1]], [*w]].all()]
+            wanted = max(ways, key=lambda way: scores[np.arange(words), [*way]].sum())
+            assert best_tags(scores, allowed, before).tolist() == [*wanted]
+            assert (best_tags(scores, None, before) == scores.argmax(-1)).all()
+    assert best_tags(np.zeros((0, len(LABELS))), allowed).tolist() == []
+
+
+class Leaning(Fixed):
+    """A model that gives each token id scores; it has six positions."""
+
+    config, device = BertConfig(max_position_embeddings=6), "cpu"
+
+    def __init__(self, scores: dict[int, list[float]]):
+        super().__init__({}, len(LABELS))
+        self.scores = scores
+
+    def forward(self, input_ids: torch.Tensor, **_: object):
+        nothing = [0.0] * len(LABELS)
+        return type(
+            "Output", (), {"logits": torch.tensor([[self.scores.get(int(i), nothing) for i in r] for r in input_ids])}
+        )
+
+
+def test_answers_are_iob2_where_training_was(tiny_bert: Path) -> None:
+    """A little surer of I-LOC after B-PER, but that is neither; in an answer given in pieces as well."""
+    tokenizer = load_tokenizer(tiny_bert)
+    number = tokenizer.convert_tokens_to_ids
+    model = Leaning({number("old"): [0, 0, 0, 5, 0], number("king"): [0, 0, 5, 0, 4], number("sees"): [3, 0, 0, 0, 0]})
+    rows = rows_of((["old", "king", "sees"], ["B-PER", "I-PER", "O"]), (["old"], ["B-PER"]))
+    figures, answers = {}, {}
+    for strict in (False, True):
+        task = TokenClassification(SETTINGS, tokenizer, {"labels": LABELS, "strict": strict})
+        records = task.score(model, task.collate([example for example, _ in task.encode(rows, 16, training=False)]))
+        figures[strict] = {name: records[name].sum(0).tolist() for name in ("right", "found", "there")}
+        [answer] = task.predict(model, [{"tokens": ["old"] + 8 * ["king"]}], GenerateSettings(), 0)
+        answers[strict] = [(entity["type"], entity["start"], entity["end"]) for entity in answer["entities"]]
+    assert figures[False] == {"right": [0, 1], "found": [1, 2], "there": [0, 2]}
+    assert figures[True] == {"right": [0, 2], "found": [0, 2], "there": [0, 2]}
+    assert answers == {False: [("PER", 0, 1), ("LOC", 1, 9)], True: [("PER", 0, 9)]}
 
 
 @pytest.mark.parametrize(
@@ -221,3 +278,17 @@ def test_a_trained_model_tags_texts_short_and_long(tmp_path: Path, tagged_file: 
     session = session_of("token-classification", tmp_path / "run", model=str(tiny_bert), data=str(tagged_file))
     records = score(session.fit.model, session.task, session.stores["validation"], batch=8, device="cpu")
     assert records["words"].sum() == sum(len(row.values["tokens"]) for row in session.splits.validation)
+
+
+def test_a_model_whose_training_rows_nobody_knows_is_not_held_to_iob2(tmp_path: Path, tiny_bert: Path) -> None:
+    row = {"tokens": ["the", "old", "king"], "tags": ["O", "B-PER", "I-PER"]}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 8)
+    data = {name: str(tmp_path / "rows.jsonl") for name in ("train", "validation")}
+    run = {"dir": str(tmp_path / "run")}
+    burnish.train(
+        "token-classification", terminal=QUIET, model=str(tiny_bert), data=data, run=run, train={"length": "1 steps"}
+    )
+    for folder, strict in ((tmp_path / "run", True), (tmp_path / "run" / "model", False)):
+        opened = Opened(str(folder))
+        opened.evaluate(data["train"], QUIET)
+        assert (opened.task._may_follow is not None) is strict

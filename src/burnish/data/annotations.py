@@ -54,7 +54,11 @@ def coco_rows(content: Mapping[str, Any], path: Path) -> Iterator[Row | BrokenRo
                     "ignored": [bool(one.get("iscrowd", 0)) for one in found],
                     "order": "xywh",
                 }
-                yield Row({"image": str(file), "objects": objects}, where)
+                values: dict[str, Any] = {"image": str(file), "objects": objects}
+                if all(one.get("segmentation") for one in found):
+                    outlines = [one["segmentation"] for one in found]
+                    values["mask"] = {"category": objects["category"], "segmentation": outlines}
+                yield Row(values, where)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: is not laid out as COCO: images with id and file_name, annotations with image_id, category_id and "

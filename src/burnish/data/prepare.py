@@ -42,7 +42,11 @@ def read_rows(
         UserError: files or columns are missing, or more rows are broken than allowed.
     """
     columns = task.columns(config.data)
-    rows = Rows(find_parts(names, setting, fetch_dataset, task.reads, "objects" in columns), columns, extra)
+    rows = Rows(
+        find_parts(names, setting, fetch_dataset, task.reads, not columns.keys().isdisjoint(("objects", "mask"))),
+        columns,
+        extra,
+    )
     return rows, rows.check(setting, config.data.on_bad_row)
 
 

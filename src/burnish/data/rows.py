@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from burnish.data.boxes import objects_of
+from burnish.data.masks import is_mask, mask_of
 from burnish.data.pictures import Picture, picture_of
 from burnish.errors import UserError, nearest
 from burnish.task import BrokenRow, Row, find_subclasses
@@ -126,6 +127,7 @@ def _describing(paths: list[Path], objects: bool, setting: str) -> list[Path]:
     """
     if tables := [file for file in paths if file.name.partition(".")[0] == METADATA]:
         return tables
+    paths = [file for file in paths if not is_mask(file)] or paths
     annotations = [file for file in paths if _ending(file, (".xml",))]
     if not objects:
         return [file for file in paths if file not in annotations] or paths
@@ -221,6 +223,10 @@ class Rows:
                 return BrokenRow(row.where, f"{column!r} is empty")
             if name in IMAGES:
                 value = picture_of(value, row.where, folder)
+                if isinstance(value, str):
+                    return BrokenRow(row.where, f"{column!r} {value}")
+            if name == "mask":
+                value = mask_of(value, row.where, folder)
                 if isinstance(value, str):
                     return BrokenRow(row.where, f"{column!r} {value}")
             if name == "objects":

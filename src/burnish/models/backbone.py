@@ -77,5 +77,5 @@ def load_backbone(model: Any, folder: Path) -> Loaded:
     weights = loaded.state_dict()
     backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
     own = {id(value) for value in backbone.state_dict(keep_vars=True).values()}
-    new = [name for name, value in model.state_dict(keep_vars=True).items() if id(value) not in own]
+    new = [name for name, value in model.named_parameters() if id(value) not in own]
     return Loaded(len(own), new, sorted(info["unexpected_keys"]))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from burnish.config import AugmentSettings
 from burnish.data.augment import blended, blends, is_on, varied
 from burnish.data.pictures import Decode, Decoders, Picture, picture_of
 from burnish.data.processor import scale_of, shaped
@@ -148,6 +149,19 @@ class ImageTask(Task):
     @abstractmethod
     def caption(self, example: Example) -> str:
         """Return what an example's target says, in words."""
+
+
+def refuse_blends(augment: AugmentSettings, targets: str) -> None:
+    """Refuse to blend images whose targets cannot be.
+
+    Raises:
+        UserError: it is asked for.
+    """
+    for name in ("mixup", "cutmix"):
+        if getattr(augment, name):
+            raise UserError(
+                f"augment.{name}: {targets} cannot be blended. Leave it out; flip, crop, shift, rotate and color suit."
+            )
 
 
 def pixels_of(example: Example) -> np.ndarray:

@@ -12,14 +12,14 @@ import numpy as np
 from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
-from burnish.data.augment import blends, motion, moves
+from burnish.data.augment import motion, moves
 from burnish.data.boxes import checked, cut, merged, moved, tiles
 from burnish.data.pictures import Decode
 from burnish.data.processor import resize, shaped
 from burnish.errors import UserError, nearest
 from burnish.task import Batch, Example, Records, Row
 from burnish.tasks.average_precision import average_precisions, match
-from burnish.tasks.images import ImageTask, data_of, pixels_of
+from burnish.tasks.images import ImageTask, data_of, pixels_of, refuse_blends
 from burnish.tasks.set_loss import SetLoss
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class ObjectDetection(ImageTask):
         counts: Counter[str] = Counter()
         for row in rows:
             objects = row.values["objects"]
-            counts.update(name for name, ignored in zip(objects.names, objects.ignored, strict=True) if not ignored)
+            counts.update(objects.names)
         if not counts:
             raise UserError("data.objects: no training row has a box, so there is nothing to find.")
         labels = sorted(counts)
@@ -118,11 +118,8 @@ class ObjectDetection(ImageTask):
         Raises:
             UserError: the model's loss is not known, or images are blended.
         """
-        if blends(self.augment):
-            name = "mixup" if self.augment.mixup else "cutmix"
-            raise UserError(
-                f"augment.{name}: boxes cannot be blended. Leave it out; flip, crop, shift, rotate and color suit."
-            )
+        super().check(model)
+        refuse_blends(self.augment, "boxes")
         self._loss = SetLoss.of(model)
         model.loss_function = self._loss
         config = model.config
@@ -326,7 +323,7 @@ class ObjectDetection(ImageTask):
         boxes, numbers = self._targets(example)
         return drawn(pixels, boxes, [self.names[number] for number in numbers.tolist()], _TRUE)
 
-    def pictures(self, records: Records, example_of: Callable[[int], Example]) -> list[dict[str, Any]]:
+    def pictures(self, records: Records, example: Callable[[int], Example]) -> list[dict[str, Any]]:
         """Show images of which most is missed or wrongly found, what is there in one colour, what is found in another."""
         errors = []
         for image in records["matched"]:
@@ -338,7 +335,7 @@ class ObjectDetection(ImageTask):
         for photo in np.argsort(-np.array(errors), kind="stable"):
             for row in records["rows"][photo]:
                 if errors[photo] and len(shown) < _MOST_SHOWN:
-                    shown.append(self._compared(example_of(row), records["found"][photo], records["truth"][photo]))
+                    shown.append(self._compared(example(row), records["found"][photo], records["truth"][photo]))
         return [{"kind": "pictures", "title": "Worst errors", "pictures": shown}]
 
     def _compared(self, example: Example, found: Found, truth: np.ndarray) -> dict[str, Any]:
@@ -382,7 +379,8 @@ class ObjectDetection(ImageTask):
             answers.append({"image": picture.name, "objects": objects})
         return answers
 
-    def picture_of(self, answer: Mapping[str, Any], pixels: np.ndarray) -> np.ndarray | None:
+    def picture_of(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
+        [(_, pixels)] = self.asked_pictures([asked])
         boxes = np.array([one["box"] for one in answer["objects"]]).reshape(-1, 4)
         names = [f"{one['label']} {one['score']:.0%}" for one in answer["objects"]]
         return drawn(pixels, boxes, names, _FOUND)

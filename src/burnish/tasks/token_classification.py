@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ class TokenClassification(Task):
 
     Where tags begin with B- and I-, words form entities and entities are counted: one is right if its words and its type
     are. Other tags are counted word by word. Words that do not fit into a sequence are given no tag, and count as missed.
+    Where in training each I- follows its B- or I-, the answer is the likeliest sequence of tags of which that is true.
 
     Source: Tjong Kim Sang and De Meulder 2003 (CoNLL-2003), with the entities of its conlleval script.
     """
@@ -47,6 +47,8 @@ class TokenClassification(Task):
         self._names: list[str] = facts["labels"]
         self._grouped = is_grouped(self._names)
         self._types = sorted({_type(tag, self._grouped) for tag in self._names if tag != _OUTSIDE})
+        strict = facts.get("strict")  # runs of older versions lack it
+        self._may_follow = np.array([[_may_follow(a, b) for b in self._names] for a in self._names]) if strict else None
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
@@ -54,9 +56,13 @@ class TokenClassification(Task):
 
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: TokenClassificationSettings) -> dict[str, Any]:
-        """Return the names of the tags: outside first, then by type; each B- has its I-."""
-        found = Counter(tag for row in rows for tag in _tags(row))
-        names = set(found)
+        """Return the names of the tags, outside first, then by type, each B- with its I-; and whether all rows are IOB2."""
+        names: set[str] = set()
+        pairs: set[tuple[str, str]] = set()
+        for row in rows:
+            tags = _tags(row)
+            names.update(tags)
+            pairs.update(zip([_OUTSIDE, *tags], tags, strict=False))
         inside = {tag for tag in names if tag[:2] in ("B-", "I-")}
         if inside:
             odd = sorted(names - inside - {_OUTSIDE})
@@ -72,7 +78,10 @@ class TokenClassification(Task):
             )
         if len(names) > _MOST_TAGS:
             raise UserError(f"data.tags: {len(names):,} different tags in the training rows; is this the right column?")
-        return {"labels": sorted(names, key=lambda tag: (tag != _OUTSIDE, tag[2:] if inside else tag, tag))}
+        return {
+            "labels": sorted(names, key=lambda tag: (tag != _OUTSIDE, tag[2:] if inside else tag, tag)),
+            "strict": bool(inside) and all(_may_follow(before, tag) for before, tag in pairs),
+        }
 
     def model_options(self) -> dict[str, Any]:
         return {
@@ -153,10 +162,10 @@ class TokenClassification(Task):
         tags = batch.targets["tags"]
         losses = tags.new_zeros(tags.shape, dtype=logits.dtype)
         losses[read] = functional.cross_entropy(logits, tags[read], reduction="none")
-        best = tags.new_full(tags.shape, -1)
-        best[read] = logits.argmax(-1)
         real, read = (tags >= 0).cpu().numpy(), read.cpu().numpy()
-        true, given = tags.cpu().numpy(), best.cpu().numpy()
+        true, given = tags.cpu().numpy(), np.full(tags.shape, -1)
+        of_rows = np.split(logits.cpu().numpy(), read.sum(1).cumsum()[:-1])
+        given[read] = np.concatenate([best_tags(part, self._may_follow) for part in of_rows])
         counts = np.zeros((3, len(true), len(self._types)), int)
         for row in range(len(true)):
             found = set(self._spans(given[row][real[row]]))
@@ -234,9 +243,11 @@ class TokenClassification(Task):
             batch = self.collate([{**example, "tags": np.zeros(len(words) - begin, int)}]).to(str(model.device))
             with torch.inference_mode():
                 logits, read = self._word_logits(model, batch)
-            best = logits.softmax(-1).max(-1)
+            before = tags[begin - 1] if begin else -1
+            best = best_tags(logits.cpu().numpy(), self._may_follow, max(before, 0))
+            sure = logits.softmax(-1).cpu().numpy()[np.arange(len(best)), best]
             places = (read[0].nonzero()[:, 0] + begin).tolist()
-            for place, tag, score in zip(places, best.indices.tolist(), best.values.tolist(), strict=True):
+            for place, tag, score in zip(places, best.tolist(), sure.tolist(), strict=True):
                 tags[place], scores[place] = tag, score
             if len(example["input_ids"]) < limit:
                 break
@@ -264,6 +275,37 @@ def first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> np
         if begin < end and owner[end - 1] >= 0:  # by its last character: a blank may be its first
             first[owner[end - 1]] = place
     return first
+
+
+def best_tags(scores: np.ndarray, may_follow: np.ndarray | None, before: int = 0) -> np.ndarray:
+    """Return the likeliest sequence of tags, by number, in which each follows one that it may (Viterbi 1967).
+
+    Args:
+        scores: logits of each word's tags [words, tags].
+        may_follow: whether a tag may stand before another [tags, tags]; None: any may.
+        before: tag of the word before the first.
+
+    >>> scores, may_follow = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 9.0]]), np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]])
+    >>> best_tags(scores, None).tolist(), best_tags(scores, may_follow > 0).tolist()
+    ([0, 2], [1, 2])
+    """
+    if may_follow is None or not len(scores):
+        return scores.argmax(-1)
+    total = np.where(may_follow[before], scores[0], -np.inf)
+    came_from = []
+    for word in scores[1:]:
+        ways = np.where(may_follow, total[:, None], -np.inf)
+        came_from.append(ways.argmax(0))
+        total = ways.max(0) + word
+    path = [total.argmax()]
+    for previous in reversed(came_from):
+        path.append(previous[path[-1]])
+    return np.array(path[::-1])
+
+
+def _may_follow(before: str, tag: str) -> bool:
+    """Return whether IOB2 has a tag after another: I- goes on with what has begun."""
+    return not tag.startswith("I-") or before in (f"B-{tag[2:]}", tag)
 
 
 def is_grouped(names: Iterable[str]) -> bool:

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from burnish.data.annotations import yolo_file, yolo_objects
+from burnish.data.masks import mask_file
 from burnish.data.pictures import Picture
 from burnish.data.rows import Source
 from burnish.task import BrokenRow, Row
 
 
 class ImageSource(Source):
-    """PNG, JPEG and WebP files; the label of an image is the name of its folder, its objects those in YOLO's text files.
+    """PNG, JPEG and WebP files; the label of an image is the name of its folder, its objects those in YOLO's text files,
+    its mask the picture of the same name in a folder of masks.
 
     Source: the layout `imagefolder` of `datasets`.
     """
@@ -23,6 +25,8 @@ class ImageSource(Source):
 
     def read(self, path: Path) -> Iterator[Row | BrokenRow]:
         values = {"image": Picture(str(path), path), "label": path.resolve().parent.name}
+        if mask := mask_file(path):
+            values["mask"] = Picture(str(mask), mask)
         file = yolo_file(path)
         objects = yolo_objects(file) if file else None
         if isinstance(objects, str):
@@ -31,5 +35,4 @@ class ImageSource(Source):
         yield Row(values if objects is None else values | {"objects": objects}, str(path))
 
     def files(self, path: Path) -> list[Path]:
-        file = yolo_file(path)
-        return [path, file] if file and file.is_file() else [path]
+        return [path, *(file for file in (yolo_file(path), mask_file(path)) if file and file.is_file())]
