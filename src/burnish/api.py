@@ -269,6 +269,7 @@ def predict(
     column: str | None = None,
     seed: int = 0,
     generate: Mapping[str, Any] | None = None,
+    pictures: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the answer to each input, in order.
 
@@ -280,6 +281,7 @@ def predict(
         task: needed where neither a run nor the model's architecture says it.
         seed: of sampling.
         generate: settings of the `generate` group.
+        pictures: folder into which each image is written with its answer drawn on it.
 
     Raises:
         UserError: the target or an input cannot be used.
@@ -294,7 +296,11 @@ def predict(
     if not asked:
         raise UserError("Nothing to answer: give texts or files, or lines on standard input.")
     for start in range(0, len(asked), 16):
-        yield from opened.predict(asked[start : start + 16], generate or {}, seed + start)
+        some = asked[start : start + 16]
+        for number, answer in enumerate(opened.predict(some, generate or {}, seed + start)):
+            if pictures is not None:
+                answer["picture"] = str(opened.draw(some[number], answer, Path(pictures)))
+            yield answer
 
 
 def info() -> dict[str, Any]:

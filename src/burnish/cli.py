@@ -234,6 +234,7 @@ def _predict(
     task: str | None = None,
     text: str | None = None,
     seed: int = 0,
+    pictures: str | None = None,
     json: _Flag = False,
     settings: dict[str, Any],
 ) -> None:
@@ -251,6 +252,8 @@ def _predict(
         The column that holds the text in csv, jsonl and parquet files. Default: as in the run's own data.
     seed:
         Seed of sampling.
+    pictures:
+        A folder into which each image is written with what was found drawn on it (object-detection).
     json:
         Print one JSON object a line.
     """
@@ -260,7 +263,8 @@ def _predict(
     if not inputs and sys.stdin.isatty():
         print("burnish: one text a line; end with Ctrl-D", file=sys.stderr)
     texts = inputs if inputs else [line.rstrip("\n") for line in sys.stdin]
-    for answer in predict(target, texts, task=task, column=text, seed=seed, generate=settings.get("generate", {})):
+    options: dict[str, Any] = {"task": task, "column": text, "seed": seed, "pictures": pictures}
+    for answer in predict(target, texts, generate=settings.get("generate", {}), **options):
         if json:
             print(_json(answer), flush=True)
         else:

@@ -80,6 +80,8 @@ class ModelSettings(Settings):
     """Positions a pretrained model shall have; its rotary angles are scaled to reach them."""
     rope: Literal["yarn", "linear"] | None = None
     """How: yarn scales the slow angles only, linear all of them. Default: yarn."""
+    backbone: str | None = None
+    """A pretrained backbone for a detector from scratch, with --preset: a Hub id or a folder."""
     image_size: int | None = Field(None, ge=8, le=4096)
     """Height and width in pixels to which images are brought. Default: the model's. A table of positions is stretched."""
     compute: float | None = Field(None, ge=1e12, le=1e27)

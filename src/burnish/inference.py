@@ -122,6 +122,25 @@ class Opened:
         config = parse(given, type(self.config), "settings")
         return self.task.predict(self.model, inputs, config.generate, seed)
 
+    def draw(self, asked: Mapping[str, Any], answer: Mapping[str, Any], folder: Path) -> Path:
+        """Write an image into a folder, its answer drawn on it, and return its file.
+
+        Raises:
+            UserError: the task's answers cannot be drawn, or the file not be written.
+        """
+        found = self.task.picture_of(asked, answer)
+        if found is None:
+            raise UserError(f"--pictures: what {self.task.name} answers is not drawn on images. Leave it out.")
+        from PIL import Image
+
+        file = folder / f"{Path(answer['image']).stem}.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(found).save(file)
+        except OSError as error:
+            raise UserError(f"--pictures: {file} cannot be written ({error.strerror}).") from error
+        return file
+
     def evaluate(self, data: str | Sequence[str] | None, terminal: Terminal) -> dict[str, Any]:
         """Return metrics and intervals on rows; by default the run's own test rows, or its validation rows.
 

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from burnish.config import Config
-from burnish.data.loader import MOST_PREVIEWS, Loader
+from burnish.data.loader import MOST_PREVIEWS, Loader, collate
 from burnish.data.new_tokens import beginnings, extend, refuse_new_tokens
 from burnish.data.order import permutation
 from burnish.data.prepare import encode, find_rows
@@ -25,13 +25,16 @@ from burnish.env import describe, keep_freed_memory, peak_flops
 from burnish.errors import Stopped, UserError
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.adapter import adapt, merged, save_adapter
+from burnish.models.backbone import backbone_of, load_backbone
 from burnish.models.configure import model_config
 from burnish.models.dial import dial_of, preset_of
-from burnish.models.freeze import couples_rows, freeze, set_training_mode, thawing
+from burnish.models.freeze import freeze, set_training_mode, thawing
 from burnish.models.load import Loaded, build, quiet
 from burnish.models.precision import Weights
 from burnish.models.source import model_folder
 from burnish.models.tokens import put_together
+from burnish.models.vision import settle
+from burnish.ops.batch_norm import hold_batch_norm
 from burnish.ops.dropout import swap_dropout
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
@@ -43,6 +46,10 @@ from burnish.run import RunFolder, replace_folder, write_atomic, write_json
 from burnish.task import Task
 from burnish.terminal import StepNote, Terminal
 from burnish.units import Duration
+
+
+#: Training rows by which the batch norms of a model from scratch are set.
+_SETTLED_ROWS = 16
 
 
 class Session:
@@ -73,6 +80,7 @@ class Session:
             checkpoint.chosen(config.run.resume)
         stored = Plan.from_json(self.folder.read_json(self.folder.plan)) if self.resuming else None
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
+        self.backbone = model_folder(config.model.backbone, None) if config.model.backbone else None
         preset = preset_of(config).options if config.model.preset is not None else None
         refuse_new_tokens(config, self.task_class)
         self.splits = find_rows(config, self.task_class)
@@ -84,13 +92,13 @@ class Session:
         if self.resuming:
             reader = load_reader(self.task_class, self.folder.reader)
         else:
-            given = self.source, preset, self.splits, lambda name: model_folder(name, None), self.terminal.say
+            given = self.source or self.backbone, preset, self.splits, lambda name: model_folder(name, None), self.terminal.say
             reader = find_reader(self.task_class, config.model, *given)
             extend(reader, config)
         self.beginnings = beginnings(reader, config)
         self.task = self.task_class(config.task, reader, facts)
         self.task.augment = config.augment
-        self.model_config = model_config(config, self.task, self.source, len(self.beginnings))
+        self.model_config = model_config(config, self.task, self.source, len(self.beginnings), self.backbone)
         sequence = stored.sequence if stored else choose_sequence(config, self.task, self.model_config)[0]
         content = content_of(self.task_class, reader)
         self.stores = encode(config, self.task, self.splits, sequence, content, self.terminal)
@@ -130,11 +138,12 @@ class Session:
         adapt(model, config.adapter, config.freeze, list(self.beginnings))
         self.frozen = freeze(model, config.freeze)
         self.thaw = thawing(model, config.freeze, self.frozen)
-        if any(couples_rows(module) for module in self.frozen):
-            self.terminal.say("batch norm: scales by the statistics it came with, so no row depends on the others")
         if plan.device == "cpu":
             swap_dropout(model)
+        held = hold_batch_norm(model)
         self.task.check(model)
+        if held:
+            self._hold(model)
         self.fit = fit = Fit(model, self.task, self.stores["train"], plan.device)
         fit.refuse_misfit()
         if not plan.arrangement:
@@ -150,12 +159,23 @@ class Session:
                 fit.stack.compile(self.folder.compiled, config.train.compile == "graphs")
             fit.stack.recompute(plan.recompute)
 
+    def _hold(self, model: Any) -> None:
+        """Say by which statistics the batch norms of a model scale; one from scratch takes those of its first rows."""
+        whose = "it came with"
+        if self.source is None:
+            rows = range(min(_SETTLED_ROWS, len(self.stores["train"])))
+            images = collate(self.stores["train"], self.task, rows).to(self.plan.device).inputs["pixel_values"]
+            settle(model, images, apart=backbone_of(model) if self.backbone else None)
+            whose = f"of the first {len(rows)} training rows"
+        self.terminal.say(f"batch norm: scales by the statistics {whose}, so no row depends on the others")
+
     def _first_model(self) -> tuple[Any, Loaded]:
         """Return the model as it is before the first step, and what became of the weights it comes from."""
         import torch
 
         torch.manual_seed(self.config.run.seed)
-        return build(self.task_class.auto_class, self.model_config, self.source, self.beginnings)
+        model, loaded = build(self.task_class.auto_class, self.model_config, self.source, self.beginnings)
+        return (model, load_backbone(model, self.backbone)) if self.backbone else (model, loaded)
 
     def _ask_frozen(self) -> None:
         """Let the frozen model that the task asks answer every row, where it has not done so before.

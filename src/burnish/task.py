@@ -300,12 +300,8 @@ class Task(ABC):
             asked: the columns in `asks` of each input.
         """
 
-    def picture_of(self, answer: Mapping[str, Any], pixels: np.ndarray) -> np.ndarray | None:
-        """Return an image with an answer about it drawn on it; None: there is nothing to draw.
-
-        Args:
-            pixels: of the image, uint8 [height, width, 3].
-        """
+    def picture_of(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
+        """Return the image of an input with the answer drawn on it, uint8 [height, width, 3]; None: answers are not drawn."""
         return None
 
 

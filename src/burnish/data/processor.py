@@ -40,11 +40,22 @@ def load_processor(folder: Path, size: int | None = None) -> Any:
     return processor
 
 
-def make_processor(size: int) -> Any:
-    """Return a processor for a model from scratch: images become squares of `size` pixels a side, values -1 to 1."""
+def make_processor(size: int, like: Path | None = None) -> Any:
+    """Return a processor for a model from scratch: images become squares of `size` pixels a side, values -1 to 1.
+
+    Args:
+        like: folder of a pretrained backbone, whose mean and spread are taken in place of those.
+
+    Raises:
+        UserError: the folder holds no processor.
+    """
     from transformers import ViTImageProcessorPil
 
-    return ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    mean = std = [0.5] * 3
+    if like is not None:
+        known = load_processor(like)
+        mean, std = known.image_mean, known.image_std
+    return ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
 
 
 def resize(processor: Any, size: int) -> None:

@@ -55,7 +55,7 @@ def find_reader(
     """Return that of the model a run begins with; for one that reads text from scratch it is trained on the rows.
 
     Args:
-        source: folder of the pretrained model; None: from scratch.
+        source: folder of the pretrained model, or of the pretrained backbone of one from scratch; None: neither.
         preset: settings of the config of a model from scratch.
         find: returns the folder of a Hub id.
 
@@ -69,9 +69,11 @@ def find_reader(
     if task.reads == "images":
         need_vision()
         _refuse(settings, task, "tokenizer", "vocab_size", "added_tokens", "context", "compute")
-        if source:
-            return images.load_processor(source, settings.image_size)
-        return images.make_processor(settings.image_size or (preset or {})["image_size"])
+        if preset:
+            size = settings.image_size or preset["image_size"]
+            return images.make_processor(size if isinstance(size, int) else size[0], like=source)
+        assert source is not None  # the model is either from scratch or pretrained
+        return images.load_processor(source, settings.image_size)
     _refuse(settings, task, "image_size")
     if settings.tokenizer is not None:
         path = Path(settings.tokenizer).expanduser()

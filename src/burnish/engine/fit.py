@@ -9,6 +9,7 @@ import torch
 from burnish.data.loader import collate
 from burnish.data.store import Store
 from burnish.errors import UserError
+from burnish.models.backbone import backbone_of
 from burnish.models.precision import round_to_bf16
 from burnish.models.stack import Stack
 from burnish.ops import attention
@@ -105,7 +106,7 @@ class Fit:
             return None
         if self.stack is None:
             return self.no_stack
-        if not self.stack.packed:
+        if not self.stack.packed and backbone_of(self.model) is None:
             return "rows are padded"
         if self.task.takes_next:
             return "rows are blended with others, which are not the same in each epoch"
@@ -113,6 +114,9 @@ class Fit:
             return "the rows change from epoch to epoch" + (
                 "; --freeze.views keeps some" if self.task.reads == "images" else ""
             )
+        if not self.stack.packed:
+            found = self.stack.finds_maps(self.forward, self.together)
+            return None if found else "rows are padded, and the backbone is not frozen as a whole, or gives several maps"
         return self.stack.find_prefix(self.forward, self.together) or (
             None if self.stack.depth else "the lowest layer trains"
         )

@@ -18,7 +18,8 @@ _CLIP_SLACK = 1e-6
 
 def arranged(stack: Stack | None, batch: Batch) -> AbstractContextManager[None]:
     """Return the context in which a batch is computed, backward pass included: its rows end to end, or padded."""
-    return stack.rows(batch.lengths, batch.prefix) if stack and stack.packed else nullcontext()
+    used = stack is not None and (stack.packed or batch.prefix is not None)
+    return stack.rows(batch.lengths, batch.prefix) if stack and used else nullcontext()
 
 
 def seed_device(device: str, seed: int) -> None:

@@ -8,18 +8,20 @@ from typing import Any
 
 from burnish.config import Config, refuse_unused
 from burnish.errors import UserError
+from burnish.models.backbone import over_backbone
 from burnish.models.dial import preset_of
 from burnish.models.load import make_config, skeleton, stretch
 from burnish.models.vision import size_of, sized
 from burnish.task import Task
 
 
-def model_config(config: Config, task: Task, source: Path | None, new: int = 0) -> Any:
+def model_config(config: Config, task: Task, source: Path | None, new: int = 0, backbone: Path | None = None) -> Any:
     """Return the transformers config of the model that a run trains.
 
     Args:
         source: folder of the pretrained model; None: from scratch.
         new: how many of the tokenizer's tokens the model has yet to get (`burnish.models.load.build`).
+        backbone: folder of the pretrained backbone of a model from scratch.
 
     Raises:
         UserError: the settings ask for what this model has not, or it cannot read the task's rows.
@@ -38,8 +40,11 @@ def model_config(config: Config, task: Task, source: Path | None, new: int = 0) 
                 "bos_token_id": task.tokenizer.bos_token_id,
                 "eos_token_id": task.tokenizer.eos_token_id,
             }
-        made = make_config({"model_type": preset.model_type, **preset.options}, options, config.train.dropout)
+        given = over_backbone(preset.model_type, preset.options, backbone) if backbone else preset.options
+        made = make_config({"model_type": preset.model_type, **given}, options, config.train.dropout)
     else:
+        if backbone is not None:
+            raise UserError("model.backbone: a pretrained model has its own backbone; use it with --preset only.")
         if config.model.vocab_size is not None:
             raise UserError("model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only.")
         made = make_config(source, options, config.train.dropout)

@@ -200,7 +200,9 @@ def build(
         tables = _read(folder, stretched)
         done = stretch_positions(tables, model)
         new = [name for name in new if name not in done]
-    _refuse_holes(model, folder, new)
+    classes = (config.num_labels, config.num_labels + 1)  # what has one row for each is a head, wherever it lies
+    heads = {name for name in mismatched if model.state_dict()[name].shape[0] in classes}
+    _refuse_holes(model, folder, (name for name in new if name not in heads))
     if beginnings:
         from burnish.models.tokens import grow
 

@@ -20,11 +20,15 @@ import torch
 from torch import nn
 
 from burnish.errors import UserError
+from burnish.models.backbone import backbone_of
 from burnish.ops import attention
 from burnish.task import Batch
 
 #: What holds for the positions of any row, so that it stays as it is when rows are laid end to end.
 _OF_ANY_ROW = frozenset({"position_bias"})
+
+#: What a backbone inside a larger model gives, such as in a detector.
+MAPS = "feature_maps"
 
 #: How far outputs of rows laid end to end may lie from those of the rows alone, relative, in float32.
 TOLERANCE = 1e-4
@@ -209,6 +213,8 @@ class Stack:
         """Which part of the backbone's output is replayed where all of the backbone is frozen; None: that of a layer."""
         self.backbone: nn.Module | None = None if model.base_model is model else model.base_model
         self._output_type: Any = None
+        self._map: tuple[int, ...] = ()
+        """Height and width of the map that a backbone gives, where that is replayed."""
         self.width, self.kind = 0, torch.float32
         """Size and type of what the frozen layers give for a position."""
         self._model = model
@@ -236,6 +242,9 @@ class Stack:
         if stored is not None and self.output is not None and lengths is not None:
             with self._without_backbone(lengths, stored):
                 yield
+            return
+        if self.output == MAPS:  # its images have one size, and nothing is laid end to end
+            yield
             return
         with ExitStack() as undo:
             for config in self._configs:
@@ -268,7 +277,10 @@ class Stack:
     def _without_backbone(self, lengths: Sequence[int], stored: torch.Tensor) -> Iterator[None]:
         """Let the backbone return what is stored of its output, and a stand-in for the rest."""
         rows, longest = len(lengths), max(lengths)
-        if self.output == "pooler_output":
+        if self.output == MAPS:
+            maps = stored.unflatten(0, (rows, *self._map)).permute(0, 3, 1, 2).contiguous()
+            found = self._output_type(feature_maps=(maps,))
+        elif self.output == "pooler_output":
             hidden = stored.new_zeros(1).expand(rows, longest, stored.shape[-1])
             found = self._output_type(last_hidden_state=hidden, pooler_output=stored)
         else:
@@ -369,6 +381,8 @@ class Stack:
 
     def stored_lengths(self, lengths: Sequence[int]) -> list[int]:
         """Return how many vectors are stored of rows of these lengths."""
+        if self.output == MAPS:
+            return [math.prod(self._map)] * len(lengths)
         return [1] * len(lengths) if self.output == "pooler_output" or (self.output and self.reads) else list(lengths)
 
     def _stored_places(self, lengths: Sequence[int]) -> torch.Tensor:
@@ -383,7 +397,11 @@ class Stack:
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             self._output_type = type(output)
-            raise _Reached(output[self.output])
+            if self.output != MAPS:
+                raise _Reached(output[self.output])
+            [map_of_all] = output.feature_maps
+            self._map = tuple(map_of_all.shape[2:])
+            raise _Reached(map_of_all.permute(0, 2, 3, 1).flatten(0, 2))
 
         assert self.backbone is not None and batch.lengths is not None  # it was found frozen; rows have known lengths
         handle = self.backbone.register_forward_hook(leave)
@@ -391,7 +409,7 @@ class Stack:
             with torch.no_grad(), self.rows(batch.lengths):
                 forward(batch)
         except _Reached as reached:
-            if self.output == "pooler_output":
+            if self.output in ("pooler_output", MAPS):
                 return reached.hidden
             return reached.hidden[self._stored_places(batch.lengths)]
         finally:
@@ -428,6 +446,21 @@ class Stack:
         except _MISFITS as error:
             return self._without_prefix(f"{type(self._model).__name__} cannot be replayed ({error})")
         return None
+
+    def finds_maps(self, forward: Forward, batch: Batch) -> bool:
+        """Return whether the map that a frozen backbone inside a larger model gives can be replayed, and be ready for it."""
+        before, inner = self.backbone, backbone_of(self._model)
+        if inner is None or any(value.requires_grad for value in inner.parameters()):
+            return False
+        self.backbone, self.output = inner, MAPS
+        try:
+            if self._replays(forward, batch) is None:
+                self.depth = len(self.layers)
+                return True
+        except (*_MISFITS, AssertionError):
+            pass
+        self.backbone, self.output = before, None
+        return False
 
     def _replays(self, forward: Forward, batch: Batch) -> str | None:
         """Return why a replay of the prefix found is not bit-equal to computing it; None: it is."""

@@ -83,6 +83,36 @@ def _see(model: Any, height: int, width: int) -> Sight:
     return Sight(positions[0], float(counter.get_total_flops()), numbers[0])
 
 
+def settle(model: Any, images: Any, apart: Any = None) -> None:
+    """Set the statistics of a new model's batch norms to those of some images.
+
+    From then on they stay: a norm over the rows of a micro-batch would tie a row's result to the others. Without any,
+    what goes through dozens of fresh convolutions would vanish or overflow.
+
+    Args:
+        images: as the model gets them.
+        apart: a part of the model whose norms stay as they are, such as a pretrained backbone.
+    """
+    import torch
+
+    def measure(module: Any, args: Any) -> None:
+        values = args[0].transpose(0, 1).flatten(1).float()
+        module.running_mean.copy_(values.mean(1))
+        module.running_var.copy_(values.var(1, correction=0))
+
+    kept = {id(module) for module in apart.modules()} if apart is not None else set()
+    norms = [module for module in model.modules() if hasattr(module, "running_mean") and id(module) not in kept]
+    training, handles = model.training, [module.register_forward_pre_hook(measure) for module in norms]
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(pixel_values=images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+
+
 def size_of(processor: Any) -> tuple[int, int]:
     """Return height and width of the images that a processor makes; where it keeps their shape, of the widest."""
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size

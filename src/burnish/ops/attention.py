@@ -371,7 +371,7 @@ def padded_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not any(given.requires_grad for given in (query, key, value)):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
     q, k, v, mask = (_float32(given) for given in (query, key, value, attention_mask))
     out, _ = sdpa_attention_forward(module, q, k, v, mask, **{name: _float32(given) for name, given in others.items()})

@@ -94,7 +94,7 @@ class ObjectDetection(ImageTask):
         counts: Counter[str] = Counter()
         for row in rows:
             objects = row.values["objects"]
-            counts.update(name for name, ignored in zip(objects.names, objects.ignored, strict=True) if not ignored)
+            counts.update(objects.names)
         if not counts:
             raise UserError("data.objects: no training row has a box, so there is nothing to find.")
         labels = sorted(counts)
@@ -379,7 +379,8 @@ class ObjectDetection(ImageTask):
             answers.append({"image": picture.name, "objects": objects})
         return answers
 
-    def picture_of(self, answer: Mapping[str, Any], pixels: np.ndarray) -> np.ndarray | None:
+    def picture_of(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
+        [(_, pixels)] = self.asked_pictures([asked])
         boxes = np.array([one["box"] for one in answer["objects"]]).reshape(-1, 4)
         names = [f"{one['label']} {one['score']:.0%}" for one in answer["objects"]]
         return drawn(pixels, boxes, names, _FOUND)
