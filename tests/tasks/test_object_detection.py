@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-import burnish
 from burnish.engine.step import accumulate
 from burnish.terminal import Terminal
 from helpers import session_of
@@ -90,7 +89,9 @@ def detector(folder: Path, kind: str) -> Path:
 
     torch.manual_seed(0)
     model = AutoModelForObjectDetection.from_config(AutoConfig.for_model(kind, **FAMILIES[kind]))
-    with torch.no_grad():  # a fresh model says nearly the same of every query, so that rounding would match them otherwise
+    with (
+        torch.no_grad()
+    ):  # a fresh model says nearly the same of every query, so that rounding would match them otherwise
         for value in (value for value in model.parameters() if value.requires_grad):
             value += 0.1 * torch.randn_like(value)
     settle(model, torch.randn(8, 3, 64, 64))
