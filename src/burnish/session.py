@@ -26,7 +26,7 @@ from burnish.env import describe, keep_freed_memory, peak_flops
 from burnish.errors import Stopped, UserError
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.adapter import adapt, merged, save_adapter
-from burnish.models.configure import model_config
+from burnish.models.configure import first_config, model_config
 from burnish.models.dial import dial_of, preset_of
 from burnish.models.freeze import freeze, set_training_mode, thawing
 from burnish.models.load import Loaded, build, quiet
@@ -74,8 +74,7 @@ class Session:
             checkpoint.chosen(config.run.resume)
         stored = Plan.from_json(self.folder.read_json(self.folder.plan)) if self.resuming else None
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
-        if config.model.preset is not None:
-            preset_of(config)
+        self.task_class = self.task_class.suited(first_config(config, self.source))
         refuse_new_tokens(config, self.task_class)
         self.splits = find_rows(config, self.task_class)
         if stored and stored.data["fingerprint"] != self.splits.fingerprint:
