@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -26,8 +26,8 @@ _ENCODED_AT_ONCE = 1000
 _SHOWN = 12
 #: Sources and targets of a batch are as long as one of this number, so that few shapes occur.
 _MULTIPLE = 8
-#: Tokens an answer may have in evaluations beside those that its source allows.
-_LEAST = 20
+#: Most tokens of an answer in evaluations: this many for each token it is measured by, and some more.
+_LONGEST, _LEAST = 2, 20
 #: Fewest tokens of a text that a decoder must have room for.
 _ROOM = 8
 #: Stands for the text where it is asked how a text is written to a decoder.
@@ -38,7 +38,7 @@ class Seq2SeqSettings(TaskSettings):
     """Write one text from another."""
 
     prefix: str = ""
-    """What stands before every text, such as `translate English to German: ` for a T5."""
+    """What stands before every text, such as `translate English to German: ` for a T5, or what a chat model is asked."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each target's probability that is spread evenly over the vocabulary."""
 
@@ -49,8 +49,6 @@ class Seq2Seq(Task):
     Settings = Seq2SeqSettings
     auto_class = "AutoModelForSeq2SeqLM"
     special_tokens = {"pad_token": "<pad>"}
-    longest: ClassVar[float]
-    """How many tokens an answer may have in evaluations for each of its source."""
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)
@@ -165,9 +163,13 @@ class Seq2Seq(Task):
 
     def write(self, model: Any, batch: Batch) -> Records:
         asked = self._asked(batch)
-        settings = GenerateSettings(max_tokens=int(_LEAST + self.longest * asked["input_ids"].shape[1]))
+        settings = GenerateSettings(max_tokens=_LEAST + _LONGEST * self._measure(batch, asked["input_ids"].shape[1]))
         answers = generate_from(model, self.tokenizer, asked, settings, 0, self._end)
         return {"answer": _texts([answer.strip() for answer in answers]), "source": _texts(self._sources(batch))}
+
+    def _measure(self, batch: Batch, read: int) -> int:
+        """Return by how many tokens the longest answers of a batch are measured in evaluations: those that are read."""
+        return read
 
     def _asked(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return what stands before the answers of a batch."""
@@ -324,7 +326,6 @@ class Translation(Seq2Seq):
     name = "translation"
     metric_names = ("chrf", "bleu", "loss", "perplexity")
     lower_is_better = frozenset({"loss", "perplexity"})
-    longest = 2.0
 
     def join(self, records: Records) -> Records:
         """Add the counts of each row from which sacreBLEU computes its figures of many."""
@@ -361,7 +362,10 @@ class Summarization(Seq2Seq):
     name = "summarization"
     metric_names = ("rouge1", "rouge2", "rougeL", "loss", "perplexity")
     lower_is_better = frozenset({"loss", "perplexity"})
-    longest = 1.0
+
+    def _measure(self, batch: Batch, read: int) -> int:
+        """Return the tokens of the longest reference: a summary's length does not follow that of its text."""
+        return int(batch.targets["row"].bincount().max())
 
     def join(self, records: Records) -> Records:
         """Add the ROUGE of each row."""
