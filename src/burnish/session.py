@@ -26,7 +26,7 @@ from burnish.errors import Stopped, UserError
 from burnish.evaluate.measure import intervals, score, sound_metrics
 from burnish.models.adapter import adapt, merged, save_adapter
 from burnish.models.backbone import backbone_of, load_backbone
-from burnish.models.configure import model_config
+from burnish.models.configure import first_config, model_config
 from burnish.models.dial import dial_of, preset_of
 from burnish.models.freeze import freeze, set_training_mode, thawing
 from burnish.models.load import Loaded, build, quiet
@@ -81,6 +81,7 @@ class Session:
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
         self.backbone = model_folder(config.model.backbone, None) if config.model.backbone else None
         preset = preset_of(config).options if config.model.preset is not None else None
+        self.task_class = self.task_class.suited(first_config(config, self.source))
         refuse_new_tokens(config, self.task_class)
         self.splits = find_rows(config, self.task_class)
         if stored and stored.data["fingerprint"] != self.splits.fingerprint:
