@@ -28,6 +28,8 @@ GUIDES = [
     ROOT / "docs" / "preferences.md",
     ROOT / "docs" / "sentence-similarity.md",
     ROOT / "docs" / "distillation.md",
+    ROOT / "docs" / "image-classification.md",
+    ROOT / "docs" / "image-segmentation.md",
 ]
 
 
@@ -46,6 +48,8 @@ def place(
     words_file: Path,
     pairs_file: Path,
     alike_file: Path,
+    shapes_folder: Path,
+    patches_folder: Path,
 ) -> Path:
     """A folder with the files the docs speak of."""
     (tmp_path / ".assets").symlink_to(assets["minilm"].parent)
@@ -62,6 +66,10 @@ def place(
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     (tmp_path / "alike.jsonl").write_bytes(alike_file.read_bytes())
     (tmp_path / "preferences.jsonl").write_bytes(pairs_file.read_bytes())
+    (tmp_path / "photos").symlink_to(shapes_folder)
+    (tmp_path / "photo.png").write_bytes(next(shapes_folder.rglob("*.png")).read_bytes())
+    (tmp_path / "cells").symlink_to(patches_folder)
+    (tmp_path / "cell.png").write_bytes(next((patches_folder / "images").iterdir()).read_bytes())
     (tmp_path / "book.txt").write_bytes(text_file.read_bytes())
     return tmp_path
 
