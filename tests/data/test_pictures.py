@@ -301,3 +301,18 @@ def test_images_are_a_setting_of_image_tasks_only(tmp_path: Path, text_file: Pat
         settings = {"model": {"preset": "gpt2-nano"}, "data": {"train": str(text_file)}, **given}
         with pytest.raises(UserError, match=reason):
             burnish.train("text-generation", dry_run=True, terminal=Terminal(quiet=True), **settings)
+
+
+def test_images_in_two_splits_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bars(tmp_path / "train", 20)
+    bars(tmp_path / "test", 5, seed=1)
+    copied = sorted((tmp_path / "train").rglob("*.png"))[3]
+    (tmp_path / "test" / "lying" / "copy.png").write_bytes(copied.read_bytes())
+    burnish.train(
+        "image-classification",
+        dry_run=True,
+        model={"preset": "vit-nano", "image_size": 16},
+        data={"train": str(tmp_path / "train"), "test": str(tmp_path / "test")},
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 test images are training images too" in said and "copy.png" in said

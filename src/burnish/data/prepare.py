@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ class Splits:
     fingerprint: str = ""
     """Identifies content, columns and split: equal if and only if the rows are."""
     broken: list[BrokenRow] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+    """Of each split but training: how many of its images are training images too, and the first of them."""
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -91,7 +93,20 @@ def find_rows(config: Config, task: type[Task]) -> Splits:
         for name, rows in (("train", train), ("validation", validation), ("test", found.get("test")))
         if rows is not None
     }
-    return Splits(train, validation, found.get("test"), key, broken, counts)
+    twice = _twice(found) if task.reads == "images" else []
+    return Splits(train, validation, found.get("test"), key, broken, twice, counts)
+
+
+def _twice(found: Mapping[str, Rows]) -> list[str]:
+    """Say which images of other splits are training images too."""
+    others = [split for split in found if split != "train"]
+    known = {row.values["image"].digest: row.where for row in found["train"]} if others else {}
+    said = []
+    for split in others:
+        pairs = [(row.where, known[digest]) for row in found[split] if (digest := row.values["image"].digest) in known]
+        if pairs:
+            said.append(f"{len(pairs):,} {split} images are training images too, such as {pairs[0][0]} ({pairs[0][1]})")
+    return said
 
 
 def encode(

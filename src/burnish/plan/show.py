@@ -87,6 +87,7 @@ def left_out_rows(splits: Splits, store: Store, plan: Plan, cuts: bool) -> Rows:
     if splits.broken:
         first = splits.broken[0]
         rows.append(("broken rows", f"{len(splits.broken)} skipped", f"{first.where}: {first.reason}"))
+    rows += [("leak", said, "what is measured on them says nothing about new ones") for said in splits.twice]
     counted = store.values("cut") if "cut" in store.features else store.lengths() >= plan.sequence
     if cuts and (cut := int(counted.sum())):
         advice = "what lies beyond is not read; --train.sequence sets the limit"
