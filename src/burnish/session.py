@@ -92,7 +92,13 @@ class Session:
         if self.resuming:
             reader = load_reader(self.task_class, self.folder.reader)
         else:
-            given = self.source or self.backbone, preset, self.splits, lambda name: model_folder(name, None), self.terminal.say
+            given = (
+                self.source or self.backbone,
+                preset,
+                self.splits,
+                lambda name: model_folder(name, None),
+                self.terminal.say,
+            )
             reader = find_reader(self.task_class, config.model, *given)
             extend(reader, config)
         self.beginnings = beginnings(reader, config)

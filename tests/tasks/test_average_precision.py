@@ -56,7 +56,11 @@ def test_it_is_cocos_own(seed: int, tmp_path: Path, capsys: pytest.CaptureFixtur
         for box, label, score in zip(found, guessed.tolist(), scores.tolist(), strict=True):
             given = {"image_id": image, "category_id": label, "score": score}
             results.append({**given, "bbox": [*box[:2], *(box[2:] - box[:2])]})
-    content = {"images": images, "annotations": annotations, "categories": [{"id": i, "name": str(i)} for i in range(3)]}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": str(i)} for i in range(3)],
+    }
     file = tmp_path / "true.json"
     file.write_text(json.dumps(content, default=float))
     truth = coco.COCO(str(file))

@@ -116,7 +116,9 @@ class Fit:
             )
         if not self.stack.packed:
             found = self.stack.finds_maps(self.forward, self.together)
-            return None if found else "rows are padded, and the backbone is not frozen as a whole, or gives several maps"
+            return (
+                None if found else "rows are padded, and the backbone is not frozen as a whole, or gives several maps"
+            )
         return self.stack.find_prefix(self.forward, self.together) or (
             None if self.stack.depth else "the lowest layer trains"
         )

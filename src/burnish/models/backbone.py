@@ -27,21 +27,31 @@ def over_backbone(model_type: str, options: dict[str, Any], folder: Path) -> dic
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
     if model_type not in _NAMES_MAPS | _READS_LAST | {"deformable_detr"}:
-        raise UserError(f"model.backbone: a {model_type} has no backbone apart from itself. Take a DETR or RT-DETR preset.")
+        raise UserError(
+            f"model.backbone: a {model_type} has no backbone apart from itself. Take a DETR or RT-DETR preset."
+        )
     values = read_config(folder)
     kind = values.pop("model_type")
     make_known(kind)
     if kind not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
-        raise UserError(f"model.backbone: transformers has no backbone for a {kind}. Take a DINOv2, ViT, ResNet, Swin or the like.")
+        raise UserError(
+            f"model.backbone: transformers has no backbone for a {kind}. Take a DINOv2, ViT, ResNet, Swin or the like."
+        )
     config = AutoConfig.for_model(kind, **values)
-    plain = isinstance(getattr(config, "patch_size", None), int) and isinstance(getattr(config, "hidden_size", None), int)
+    plain = isinstance(getattr(config, "patch_size", None), int) and isinstance(
+        getattr(config, "hidden_size", None), int
+    )
     plain = plain and not hasattr(config, "depths")  # else the stages have other widths
     stages = config.stage_names[-1:] if plain or model_type in _READS_LAST else config.stage_names[-3:]
     inner = {"model_type": kind, **values, "out_features": stages, "out_indices": None}
     options = {**options, "backbone_config": inner}
     if model_type in _NAMES_MAPS and plain:
         width = options.get("encoder_hidden_dim", 256)
-        options |= {"encoder_in_channels": [config.hidden_size], "feat_strides": [config.patch_size], "encode_proj_layers": [0]}
+        options |= {
+            "encoder_in_channels": [config.hidden_size],
+            "feat_strides": [config.patch_size],
+            "encode_proj_layers": [0],
+        }
         options |= {"num_feature_levels": 1, "decoder_in_channels": [width]}
     elif model_type in _NAMES_MAPS:
         options["encoder_in_channels"] = list(config.hidden_sizes)[-3:]
@@ -62,6 +72,7 @@ def load_backbone(model: Any, folder: Path) -> Loaded:
         UserError: some are missing or of another shape.
     """
     import torch
+
     backbone = backbone_of(model)
     with quiet():
         loaded, info = type(backbone).from_pretrained(
