@@ -47,7 +47,6 @@ from burnish.task import Task
 from burnish.terminal import StepNote, Terminal
 from burnish.units import Duration
 
-
 #: Training rows by which the batch norms of a model from scratch are set.
 _SETTLED_ROWS = 16
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from burnish.config import AugmentSettings
-from burnish.data.augment import motion, moved as moved_images
+from burnish.data.augment import motion
+from burnish.data.augment import moved as moved_images
 from burnish.data.boxes import Objects, checked, cut, merged, moved, objects_of, tiles
 
 
@@ -109,7 +112,7 @@ def test_tiles_cover_an_image_and_overlap(height: int, width: int) -> None:
     assert seen.min() >= 1
     if height > 64:
         starts = sorted({top for _, top, _, _ in tiles(height, width, 64)})
-        assert max(b - a for a, b in zip(starts, starts[1:], strict=False)) <= 48
+        assert max(b - a for a, b in pairwise(starts)) <= 48
 
 
 def test_an_object_on_two_tiles_is_found_once_and_whole() -> None:

@@ -212,11 +212,10 @@ def test_all_layouts_give_the_same_examples(tmp_path: Path) -> None:
     for name in ("table", "coco", "voc", "yolo"):
         found = list(rows_of(tmp_path / name))
         assert not [row for row in found if isinstance(row, BrokenRow)]
-        seen = [
-            (Path(str(row.values["image"])).name, row.values["objects"].names)
-            + tuple(np.round(checked(row.values["objects"], "xywh", 48, 48)).tolist())
-            for row in found
-        ]
+        seen = []
+        for row in found:
+            boxes = np.round(checked(row.values["objects"], "xywh", 48, 48)).tolist()
+            seen.append((Path(str(row.values["image"])).name, row.values["objects"].names, boxes))
         wanted = wanted or sorted(seen)
         assert sorted(seen) == wanted, name
 

@@ -73,7 +73,7 @@ def load_backbone(model: Any, folder: Path) -> Loaded:
     """
     import torch
 
-    backbone = backbone_of(model)
+    folder, backbone = with_safetensors(folder), backbone_of(model)
     with quiet():
         loaded, info = type(backbone).from_pretrained(
             str(folder),

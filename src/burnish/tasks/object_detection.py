@@ -379,7 +379,7 @@ class ObjectDetection(ImageTask):
             answers.append({"image": picture.name, "objects": objects})
         return answers
 
-    def picture_of(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
+    def illustrated(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
         [(_, pixels)] = self.asked_pictures([asked])
         boxes = np.array([one["box"] for one in answer["objects"]]).reshape(-1, 4)
         names = [f"{one['label']} {one['score']:.0%}" for one in answer["objects"]]
@@ -407,10 +407,11 @@ def _together(parts: Sequence[Found]) -> Found:
         order = np.argsort(-parts[0].scores, kind="stable")
         boxes, scores, labels, torn = parts[0].boxes, parts[0].scores, parts[0].labels, parts[0].torn
         return Found(boxes[order], scores[order], labels[order], torn[order])
-    values = [np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels", "torn")]
+    names = ("boxes", "scores", "labels", "torn")
+    boxes, scores, labels, torn = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     tile = np.repeat(np.arange(len(parts)), [len(part.scores) for part in parts])
-    kept = merged(*values[:3], tile, values[3])
-    return Found(*(value[kept] for value in values))
+    kept = merged(boxes, scores, labels, tile, torn)
+    return Found(boxes[kept], scores[kept], labels[kept], torn[kept])
 
 
 def _filled(values: Sequence[np.ndarray], nothing: float) -> np.ndarray:
