@@ -28,6 +28,7 @@ GUIDES = [
     ROOT / "docs" / "preferences.md",
     ROOT / "docs" / "sentence-similarity.md",
     ROOT / "docs" / "distillation.md",
+    ROOT / "docs" / "object-detection.md",
 ]
 
 
@@ -46,6 +47,7 @@ def place(
     words_file: Path,
     pairs_file: Path,
     alike_file: Path,
+    boxes_folder: Path,
 ) -> Path:
     """A folder with the files the docs speak of."""
     (tmp_path / ".assets").symlink_to(assets["minilm"].parent)
@@ -60,6 +62,7 @@ def place(
     turns = [[("user", f"Who goes {place}?"), ("assistant", "The old king.")] for place in range(40)]
     chats = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in turns]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    (tmp_path / "boxes").symlink_to(boxes_folder)
     (tmp_path / "alike.jsonl").write_bytes(alike_file.read_bytes())
     (tmp_path / "preferences.jsonl").write_bytes(pairs_file.read_bytes())
     (tmp_path / "book.txt").write_bytes(text_file.read_bytes())
