@@ -299,6 +299,27 @@ def test_what_detection_cannot_do_is_one_sentence(
         session_of("object-detection", tmp_path / "run", **given)
 
 
+def test_a_model_that_needs_a_missing_package_says_so() -> None:
+    from transformers import AutoConfig
+
+    from burnish.models.load import skeleton
+
+    with pytest.raises(UserError, match="needs a package that is missing .*timm"):
+        skeleton("AutoModelForObjectDetection", AutoConfig.for_model("dab-detr"))
+
+
+def test_a_micro_batch_without_boxes_only_teaches_that_there_are_none(shapes: Path, tmp_path: Path) -> None:
+    """transformers' own matchers fail on it."""
+    given = {"model": {"path": str(detector(tmp_path / "model", "rt_detr"))}, "data": {"train": str(shapes)}}
+    session = session_of("object-detection", tmp_path / "run", **given)
+    store = session.stores["train"]
+    empty = next(number for number in range(len(store)) if not len(store[number]["numbers"]))
+    batch = session.task.collate([store[empty]])
+    losses = session.task.loss(session.fit.model, batch)
+    assert float(losses["boxes"]) == 0 and float(losses["classes"]) > 0
+    assert batch.weights == {"classes": 0.0, "boxes": 0.0}
+
+
 def test_tiles_of_a_photograph_are_one_record(tmp_path: Path) -> None:
     """Boxes are counted once over overlapping tiles: a model that finds exactly what each tile shows is right in all."""
     folder = folder_of_shapes(tmp_path / "images", 6, 160, 3)

@@ -123,10 +123,9 @@ class ObjectDetection(ImageTask):
         self._loss = SetLoss.of(model)
         model.loss_function = self._loss
         config = model.config
+        config.auxiliary_loss = config.model_type != "yolos"  # its class does not hand over what its layers give
         if getattr(config, "num_denoising", 0):
             config.num_denoising = 0
-        if config.model_type != "yolos":  # its class does not hand over what its layers give
-            config.auxiliary_loss = True
         self._queries = getattr(config, "num_queries", None) or config.num_detection_tokens
 
     # -- rows to examples --------------------------------------------------------------------------------------------
