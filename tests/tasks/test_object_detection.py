@@ -304,7 +304,7 @@ def test_a_model_that_needs_a_missing_package_says_so() -> None:
 
     from burnish.models.load import skeleton
 
-    with pytest.raises(UserError, match="needs a package that is missing .*timm"):
+    with pytest.raises(UserError, match=r"needs a package that is missing .*timm"):
         skeleton("AutoModelForObjectDetection", AutoConfig.for_model("dab-detr"))
 
 
