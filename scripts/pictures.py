@@ -1,4 +1,4 @@
-"""Images and a model of images from packages, for `scripts/assets.py`: clothes, textiles, trees, nuclei, DINOv2 small."""
+"""Images and a model of images from packages: clothes, textiles, trees, nuclei, and the small model of DINOv2."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 
-from helpers import ROOT, bars, preferences, sentences, sentiment_rows, squad, tagged_rows
+from helpers import ROOT, bars, patches, preferences, sentences, sentiment_rows, squad, tagged_rows
 from shapes import folder_of_shapes
 
 
@@ -106,6 +106,14 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of 60 small pictures of bars that stand and 60 of bars that lie."""
     folder = tmp_path_factory.mktemp("pictures") / "shapes"
     bars(folder, 60)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def patches_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty small pictures of a disc and a square in `images`, and in `masks` what each pixel shows."""
+    folder = tmp_path_factory.mktemp("segments") / "patches"
+    patches(folder, 60)
     return folder
 
 

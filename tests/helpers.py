@@ -92,6 +92,25 @@ def bars(folder: Path, count: int, side: int = 16, seed: int = 0) -> None:
         Image.fromarray(pixels.transpose(1, 0, 2) if lies else pixels).save(path)
 
 
+def patches(folder: Path, count: int, side: int = 32, seed: int = 0) -> None:
+    """Write pictures of a disc and a square on noise, and their masks: 0, 1 and 3."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side]
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        pixels, mask = random.integers(0, 90, (side, side, 3)).astype(np.uint8), np.zeros((side, side), np.uint8)
+        (down, across), (top, left) = random.integers(6, side - 6, 2), random.integers(0, side - 10, 2)
+        mask[(rows - down) ** 2 + (columns - across) ** 2 < 30] = 1
+        mask[top : top + 9, left : left + 9] = 3
+        pixels[mask == 1], pixels[mask == 3] = (200, 60, 60), (60, 200, 220)
+        Image.fromarray(pixels).save(folder / "images" / f"{number:03}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{number:03}.png")
+
+
 def squad(count: int, seed: int = 0, unanswerable: bool = True) -> dict[str, Any]:
     """Return questions in SQuAD's layout: which word tells the mood of a sentence; of every fifth, none does."""
     articles = []

@@ -18,7 +18,7 @@ from burnish.engine.frozen import Asked, opened
 from burnish.env import fingerprint
 from burnish.errors import UserError
 from burnish.evaluate.measure import intervals, score, sound_metrics
-from burnish.models.adapter import adapt
+from burnish.models.begin import first_model
 from burnish.models.load import build, make_config
 from burnish.models.precision import round_to_bf16
 from burnish.models.source import model_folder, read_config
@@ -66,6 +66,7 @@ class Opened:
         if self._stored("threads") and self.config.run.threads is None:
             torch.set_num_threads(self._stored("threads"))
         model_config = make_config(folder, {}, None)
+        self.task_class = self.task_class.suited(model_config)
         self.model, loaded = build(self.task_class.auto_class, model_config, folder)
         if loaded.new:
             raise UserError(
@@ -214,9 +215,7 @@ class Opened:
             return
         if asked.path is None and self.run is None:
             raise UserError(f"{asked.setting}: only a run knows the model it began with; give --{asked.setting} PATH.")
-        model = opened(asked, self.task, self._first_model, self.device)
-        if asked.path is None and self.config.adapter.kind == "qlora":  # the run's model began with weights of 4 bits
-            adapt(model, self.config.adapter, self.config.freeze)
+        model = opened(asked, self.task, self._first_model, self.device, self.config)
         frozen = Asked(model, asked, self.task, store, self.device)
         stored = self._stored("frozen") if self.run else None
         frozen.settle(self.config.train.packing, stored["precision"] if stored else self.precision)
@@ -224,13 +223,11 @@ class Opened:
 
     def _first_model(self) -> Any:
         """Return the model that the run began with."""
-        import torch
-
         path = self._began.get("path")
         source = model_folder(path, self._began.get("revision")) if path else None
-        torch.manual_seed(self.config.run.seed)
         began = beginnings(self.task.tokenizer, self.config.model_copy(update={"model": ModelSettings(**self._began)}))
-        return build(self.task_class.auto_class, make_config(self.folder, {}, None), source, began)[0]
+        given = make_config(self.folder, {}, None), self.config.run.seed, source, None, began
+        return first_model(self.task_class.auto_class, *given)[0]
 
 
 def _task_of(folder: Path) -> str:

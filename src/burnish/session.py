@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from typing import Any
 
 from burnish.config import Config
-from burnish.data.loader import MOST_PREVIEWS, Loader, collate
+from burnish.data.loader import MOST_PREVIEWS, Loader
 from burnish.data.new_tokens import beginnings, extend, refuse_new_tokens
 from burnish.data.order import permutation
 from burnish.data.prepare import encode, find_rows
 from burnish.data.reader import content_of, find_reader, load_reader, store_reader
 from burnish.engine import checkpoint
-from burnish.engine.fit import Fit
+from burnish.engine.fit import Fit, settled
 from burnish.engine.frozen import ask, opened
 from burnish.engine.guard import StopSignal
 from burnish.engine.hooks import Evaluate, Gradually, Log, ObeySignals, Save, sweep
 from burnish.engine.loop import Hook, Job, State, train
 from burnish.engine.profile import Profile
-from burnish.engine.rates import speed
 from burnish.engine.replay import Replays
 from burnish.env import describe, keep_freed_memory, peak_flops
 from burnish.errors import Stopped, UserError
-from burnish.evaluate.measure import intervals, score, sound_metrics
+from burnish.evaluate.final import final
+from burnish.evaluate.measure import score, sound_metrics
 from burnish.models.adapter import adapt, merged, save_adapter
-from burnish.models.backbone import backbone_of, load_backbone
-from burnish.models.configure import model_config
+from burnish.models.begin import first_model
+from burnish.models.configure import first_config, model_config
 from burnish.models.dial import dial_of, preset_of
 from burnish.models.freeze import freeze, set_training_mode, thawing
-from burnish.models.load import Loaded, build, quiet
+from burnish.models.load import Loaded, quiet
 from burnish.models.precision import Weights
 from burnish.models.source import model_folder
 from burnish.models.tokens import put_together
-from burnish.models.vision import settle
 from burnish.ops.batch_norm import hold_batch_norm
 from burnish.ops.dropout import swap_dropout
 from burnish.optim.optimizers import Optimizers
@@ -46,9 +46,6 @@ from burnish.run import RunFolder, replace_folder, write_atomic, write_json
 from burnish.task import Task
 from burnish.terminal import StepNote, Terminal
 from burnish.units import Duration
-
-#: Training rows by which the batch norms of a model from scratch are set.
-_SETTLED_ROWS = 16
 
 
 class Session:
@@ -81,6 +78,7 @@ class Session:
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
         self.backbone = model_folder(config.model.backbone, None) if config.model.backbone else None
         preset = preset_of(config).options if config.model.preset is not None else None
+        self.task_class = self.task_class.suited(first_config(config, self.source))
         refuse_new_tokens(config, self.task_class)
         self.splits = find_rows(config, self.task_class)
         if stored and stored.data["fingerprint"] != self.splits.fingerprint:
@@ -91,13 +89,8 @@ class Session:
         if self.resuming:
             reader = load_reader(self.task_class, self.folder.reader)
         else:
-            given = (
-                self.source or self.backbone,
-                preset,
-                self.splits,
-                lambda name: model_folder(name, None),
-                self.terminal.say,
-            )
+            pretrained, find = self.source or self.backbone, partial(model_folder, revision=None)
+            given = pretrained, preset, self.splits, find, self.terminal.say
             reader = find_reader(self.task_class, config.model, *given)
             extend(reader, config)
         self.beginnings = beginnings(reader, config)
@@ -148,7 +141,8 @@ class Session:
         held = hold_batch_norm(model)
         self.task.check(model)
         if held:
-            self._hold(model)
+            fresh = None if self.source else self.stores["train"]
+            self.terminal.say(settled(model, self.task, fresh, plan.device, bool(self.backbone)))
         self.fit = fit = Fit(model, self.task, self.stores["train"], plan.device)
         fit.refuse_misfit()
         if not plan.arrangement:
@@ -164,23 +158,10 @@ class Session:
                 fit.stack.compile(self.folder.compiled, config.train.compile == "graphs")
             fit.stack.recompute(plan.recompute)
 
-    def _hold(self, model: Any) -> None:
-        """Say by which statistics the batch norms of a model scale; one from scratch takes those of its first rows."""
-        whose = "it came with"
-        if self.source is None:
-            rows = range(min(_SETTLED_ROWS, len(self.stores["train"])))
-            images = collate(self.stores["train"], self.task, rows).to(self.plan.device).inputs["pixel_values"]
-            settle(model, images, apart=backbone_of(model) if self.backbone else None)
-            whose = f"of the first {len(rows)} training rows"
-        self.terminal.say(f"batch norm: scales by the statistics {whose}, so no row depends on the others")
-
     def _first_model(self) -> tuple[Any, Loaded]:
         """Return the model as it is before the first step, and what became of the weights it comes from."""
-        import torch
-
-        torch.manual_seed(self.config.run.seed)
-        model, loaded = build(self.task_class.auto_class, self.model_config, self.source, self.beginnings)
-        return (model, load_backbone(model, self.backbone)) if self.backbone else (model, loaded)
+        given = self.model_config, self.config.run.seed, self.source, self.backbone, self.beginnings
+        return first_model(self.task_class.auto_class, *given)
 
     def _ask_frozen(self) -> None:
         """Let the frozen model that the task asks answer every row, where it has not done so before.
@@ -188,13 +169,11 @@ class Session:
         Raises:
             UserError: it cannot be asked, or is another one than when the run began.
         """
-        asked, plan = self.task.frozen_model(), self.plan
+        asked, plan, config = self.task.frozen_model(), self.plan, self.config
         if asked is None:
             return
-        model = opened(asked, self.task, lambda: self._first_model()[0], plan.device)
-        if asked.path is None and self.config.adapter.kind == "qlora":  # the run's model begins with weights of 4 bits
-            adapt(model, self.config.adapter, self.config.freeze)
-        wanted = self.config.train.packing, plan.precision
+        model = opened(asked, self.task, lambda: self._first_model()[0], plan.device, config)
+        wanted = config.train.packing, plan.precision
         plan.frozen = ask(model, asked, self.task, self.stores, plan.device, wanted, plan.frozen, self.terminal)
 
     # -- begin ---------------------------------------------------------------------------------------------------
@@ -413,28 +392,8 @@ class Session:
                 f"model/ holds step {step}, the best by {state.best['metric']} ({state.best['value']:.4f})"
             )
         self._export()
-        figures: list[dict[str, Any]] = []
-        metrics: dict[str, Any] = {"task": self.task.name, "step": step, "seconds": round(state.seconds, 1)}
-        metrics |= {
-            "targets": state.targets,
-            "ended": state.ended,
-            "skipped_steps": [step + 1 for step in state.skipped],
-        }
-        losses = [line["loss"] for line in folder.log_lines() if line.get("loss") is not None]
-        metrics["speed"] = speed(folder.log_lines())
-        metrics["train_loss"] = sum(losses[-20:]) / len(losses[-20:]) if losses else None
-        ranges: dict[str, Any] = {}
-        for split in ("validation", "test"):
-            if split in self.stores:
-                records = self._score(split)
-                if split == "validation":
-                    metrics["decided"] = self.task.decide(records)
-                    self.task.facts = {**self.task.facts, **metrics["decided"]}
-                metrics[split] = sound_metrics(self.task, records)
-                ranges[split] = intervals(self.task, records)
-                shown = self.task.figures(records) + self.task.pictures(records, self.stores[split].__getitem__)
-                figures += [{"split": split, **figure} for figure in shown]
-        metrics["intervals"] = ranges
+        stores = {split: self.stores[split] for split in ("validation", "test") if split in self.stores}
+        metrics, figures = final(self.task, state, step, folder.log_lines(), stores, self._score)
         figures += self.task.previews(self.job.loader.seen(0, MOST_PREVIEWS))
         with put_together(), self.job.averaged():
             figures += self.task.samples(self.job.model, self.config.generate)

@@ -138,6 +138,15 @@ class Task(ABC):
             refuse_unused("task", settings, teaching, "there is no teacher. Give --task.teacher, or leave it out.")
 
     @classmethod
+    def suited(cls, config: Any) -> type[Task]:
+        """Return the task as a model of this config does it: itself, where one kind of model can.
+
+        Args:
+            config: transformers' own.
+        """
+        return cls
+
+    @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
         """Return the columns a row must have: the name the task uses, to the name in the user's data.
 
@@ -249,6 +258,13 @@ class Task(ABC):
     @abstractmethod
     def score(self, model: Any, batch: Batch) -> Records:
         """Return what `metrics` needs of each example of the batch; called without gradients, model in eval mode."""
+
+    def write(self, model: Any, batch: Batch) -> Records:
+        """Return what else `metrics` needs of each example: what the model writes, one token after another.
+
+        Called as `score` is, but the rows are padded, never end to end.
+        """
+        return {}
 
     def join(self, records: Records) -> Records:
         """Return the records with those that belong together made one; called once all of an evaluation are there."""

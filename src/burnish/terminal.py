@@ -175,6 +175,10 @@ def _ranked(answer: Mapping[str, Any]) -> str:
     return f"{ratings}; best of {safe} safe answers of {len(found)}"
 
 
+#: Parts of an answer that are said otherwise, or that a person cannot read.
+_UNSAID = ("score", "mask")
+
+
 def _in_words(value: Any) -> str:
     """Return part of an answer as a person reads it.
 
@@ -183,7 +187,7 @@ def _in_words(value: Any) -> str:
     """
     if isinstance(value, Mapping):
         score = f" {value['score']:.0%}" if isinstance(value.get("score"), float) else ""
-        return " ".join(_in_words(inner) for name, inner in value.items() if name != "score") + score
+        return " ".join(_in_words(inner) for name, inner in value.items() if name not in _UNSAID) + score
     if isinstance(value, list):
         return ("; " if value and isinstance(value[0], list) else ", ").join(map(_in_words, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -43,6 +43,7 @@ def toy(
     alike_file: Path,
     shapes_folder: Path,
     boxes_folder: Path,
+    patches_folder: Path,
 ) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     return {
@@ -94,6 +95,13 @@ def toy(
             "augment": {"flip": "both", "crop": 0.9},
             "train": {"length": "40 steps", "batch": 16, "precision": "fp32"},
             "optim": {"lr": 2e-3},
+        },
+        "image-segmentation": {
+            "model": {"preset": "segformer-nano", "image_size": 32},
+            "data": {"train": str(patches_folder)},
+            "augment": {"flip": "both", "shift": 0.1, "color": 0.2},
+            "train": {"length": "40 steps", "batch": 8, "precision": "fp32"},
+            "optim": {"lr": 3e-3},
         },
         "text-classification": {
             "model": {"path": str(tiny_bert)},

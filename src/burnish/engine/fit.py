@@ -12,8 +12,28 @@ from burnish.errors import UserError
 from burnish.models.backbone import backbone_of
 from burnish.models.precision import round_to_bf16
 from burnish.models.stack import Stack
+from burnish.models.vision import settle
 from burnish.ops import attention
 from burnish.task import Batch, Task
+
+#: Training rows by which the batch norms of a model from scratch are set.
+SETTLED_ROWS = 16
+
+
+def settled(model: Any, task: Task, fresh: Store | None, device: str, over_backbone: bool) -> str:
+    """Set the statistics by which the batch norms of a new model scale, and return in words whose they are.
+
+    Args:
+        fresh: the training rows, of a model from scratch; None: it came with statistics, which stay.
+        over_backbone: whether a pretrained backbone is in it, whose statistics stay.
+    """
+    whose = "it came with"
+    if fresh is not None:
+        rows = range(min(SETTLED_ROWS, len(fresh)))
+        images = collate(fresh, task, rows).to(device).inputs["pixel_values"]
+        settle(model, images, apart=backbone_of(model) if over_backbone else None)
+        whose = f"of the first {len(rows)} training rows"
+    return f"batch norm: scales by the statistics {whose}, so no row depends on the others"
 
 
 class Fit:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from burnish.config import Config
 from burnish.data.reader import load_reader, read_alike
 from burnish.data.store import Store
 from burnish.engine import checkpoint
@@ -21,6 +22,7 @@ from burnish.engine.prefix_cache import CacheUnusable, Filled, PrefixCache, Work
 from burnish.engine.step import arranged
 from burnish.env import cache_dir, fingerprint
 from burnish.errors import UserError
+from burnish.models.adapter import adapt
 from burnish.models.load import build, make_config
 from burnish.models.precision import round_to_bf16
 from burnish.models.quantise import scales
@@ -29,7 +31,7 @@ from burnish.task import Batch, FrozenModel, Task
 from burnish.terminal import Terminal
 
 
-def opened(asked: FrozenModel, task: Task, own: Callable[[], Any], device: str) -> Any:
+def opened(asked: FrozenModel, task: Task, own: Callable[[], Any], device: str, config: Config) -> Any:
     """Return the frozen model in float32, on its device.
 
     Args:
@@ -39,7 +41,10 @@ def opened(asked: FrozenModel, task: Task, own: Callable[[], Any], device: str) 
         UserError: it cannot be had, it lacks the task's head, or it reads other tokens than the run's model.
     """
     if asked.path is None:
-        return own().to(device)
+        model = own().to(device)
+        if config.adapter.kind == "qlora":  # the run's model begins with weights of 4 bits
+            adapt(model, config.adapter, config.freeze)
+        return model
     try:
         folder = model_folder(asked.path, None)
     except UserError as error:

@@ -56,6 +56,7 @@ def score(
             piece = piece.to(device)
             with arranged(stack, piece):
                 records = task.score(model, piece)
+            records |= task.write(model, piece)
             if own:
                 parts.append({"index": np.asarray(piece.rows), **records})
             done += len(rows_now)

@@ -68,20 +68,25 @@ def sample(
     return [_ended(text, settings) for text in tokenizer.batch_decode(output[:, len(ids) :], skip_special_tokens=True)]
 
 
-def generate_from(model: Any, tokenizer: Any, inputs: Any, settings: GenerateSettings, seed: int) -> list[str]:
-    """Return what an encoder-decoder makes of each row of a batch.
+def generate_from(
+    model: Any, tokenizer: Any, inputs: Any, settings: GenerateSettings, seed: int, end: int | None = None
+) -> list[str]:
+    """Return what a model makes of each row of a batch: an encoder-decoder's answers, or what a decoder adds.
 
     Args:
-        inputs: `input_ids` and `attention_mask` [rows, positions] of the encoder.
+        inputs: `input_ids` and `attention_mask` [rows, positions], padded on the left where a decoder goes on.
+        end: the token that ends an answer. Default: the one that ends a text.
     """
     import torch
 
     model.eval()
     config = generation_config(model, tokenizer, settings, settings.max_tokens, 0.0)
+    config.eos_token_id = tokenizer.eos_token_id if end is None else end
     torch.manual_seed(seed)
     with torch.inference_mode():
         output = model.generate(**inputs, generation_config=config, tokenizer=tokenizer)
-    return [_ended(text, settings) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+    known = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    return [_ended(text, settings) for text in tokenizer.batch_decode(output[:, known:], skip_special_tokens=True)]
 
 
 def generation_config(

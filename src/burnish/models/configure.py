@@ -15,6 +15,19 @@ from burnish.models.vision import size_of, sized
 from burnish.task import Task
 
 
+def first_config(config: Config, source: Path | None) -> Any:
+    """Return the transformers config that a run begins with, before task, tokenizer and user change anything.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    if source is not None:
+        return make_config(source, {}, None)
+    preset = preset_of(config)
+    no_tokenizer = {"bos_token_id": None, "eos_token_id": None}
+    return make_config({"model_type": preset.model_type, **preset.options}, no_tokenizer, None)
+
+
 def model_config(config: Config, task: Task, source: Path | None, new: int = 0, backbone: Path | None = None) -> Any:
     """Return the transformers config of the model that a run trains.
 

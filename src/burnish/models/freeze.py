@@ -41,17 +41,7 @@ def freeze(model: Any, settings: FreezeSettings) -> list[Any]:
         raise UserError(
             "freeze: every parameter is frozen, so nothing can be learned. Freeze fewer layers or patterns."
         )
-    return still + [module for module in model.modules() if _is_frozen(module) or couples_rows(module)]
-
-
-def couples_rows(module: Any) -> bool:
-    """Return whether a module's training mode makes a row's result depend on the others: batch norm.
-
-    It then stays in evaluation mode: it scales by the statistics that it has, and its own weights train.
-    """
-    from torch import nn
-
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return still + [module for module in model.modules() if _is_frozen(module)]
 
 
 def _is_frozen(module: Any) -> bool:

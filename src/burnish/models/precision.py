@@ -14,13 +14,15 @@ def round_to_bf16(model: Any) -> dict[str, torch.Tensor]:
     """Let a float32 model compute in bfloat16; return its exact float32 parameters by name, those it rounded.
 
     Buffers stay as they are (rotary frequencies must not be rounded), and so do parameters which the architecture itself
-    wants in float32.
+    wants in float32, and those of batch norms, whose kernels want them of one kind with the statistics.
     """
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     wanted = [*(getattr(model, "_keep_in_fp32_modules", None) or ()), *strict]
     exact = {}
     for name, parameter in model.named_parameters():
-        if parameter.dtype == torch.float32 and not any(part in name.split(".") for part in wanted):
+        kept = any(part in name.split(".") for part in wanted) or name.rpartition(".")[0] in norms
+        if parameter.dtype == torch.float32 and not kept:
             exact[name] = parameter.data
             parameter.data = parameter.data.to(torch.bfloat16)
     return exact

@@ -109,22 +109,10 @@ class TextGeneration(Task):
 
     def check(self, model: Any) -> None:
         """Refuse a model that sees the tokens it should predict; find out whether it has experts to be balanced."""
-        import torch
-
         from burnish.models.logits import whole_logits
         from burnish.models.router import routers
 
-        ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
-        was_training = model.training
-        model.eval()
-        with torch.inference_mode():
-            first, second = model(input_ids=ids, use_cache=False).logits[:, 0].float()
-        model.train(was_training)
-        if not torch.allclose(first, second, rtol=1e-4, atol=1e-5):
-            raise UserError(
-                f"model: {type(model).__name__} sees later tokens, so it cannot learn to predict them. "
-                "Take a decoder, such as a GPT-2 or a Llama."
-            )
+        refuse_seeing_ahead(model)
         whole_logits(model)
         self._routes = bool(routers(model))
 
@@ -376,3 +364,24 @@ class TextGeneration(Task):
         chats = [conversation(prompt, f"Input {number}") for number, prompt in enumerate(prompts, 1)]
         texts = [written(self.tokenizer, chat, answer_follows=True, where="the input") for chat in chats]
         return generate(model, self.tokenizer, texts, settings, seed, end=end_of_turn(self.tokenizer))
+
+
+def refuse_seeing_ahead(model: Any) -> None:
+    """Look whether the model is a decoder.
+
+    Raises:
+        UserError: it sees the tokens it should predict.
+    """
+    import torch
+
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        first, second = model(input_ids=ids, use_cache=False).logits[:, 0].float()
+    model.train(was_training)
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-5):
+        raise UserError(
+            f"model: {type(model).__name__} sees later tokens, so it cannot learn to predict them. "
+            "Take a decoder, such as a GPT-2 or a Llama."
+        )

@@ -37,6 +37,7 @@ class Segformer(Family):
                     "classifier_dropout_prob": 0.0,
                     "drop_path_rate": 0.0,
                     "num_labels": 150,
+                    "initializer_range": 0.1 if name == "segformer-nano" else 0.02,
                 },
                 parameters,
                 "the same architecture, smaller" if name == "segformer-nano" else "Xie et al. 2021, Tables 1 and 6",

@@ -1,7 +1,7 @@
-"""A recipe of question answering or translation, by burnish and by Hugging Face's Trainer, in turns, each in its own process.
+"""A recipe of a task, by burnish and by Hugging Face's Trainer, in turns, each in its own process.
 
-    python -m benchmarks.text_tasks RECIPE [--sides burnish,trainer,trainer-tuned] [--seeds 1] [--threads 1]
-    python -m benchmarks.text_tasks RECIPE --one trainer      one run, one JSON line
+    python -m benchmarks.beside_trainer RECIPE [--sides burnish,trainer,trainer-tuned] [--seeds 1] [--threads 1]
+    python -m benchmarks.beside_trainer RECIPE --one trainer      one run, one JSON line
 
 Both get the same first weights, the rows as burnish encodes them, and the same number of steps; both models are scored
 by the same code, in float32, on the same rows.
@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.burnish_side import Stopwatch
 from benchmarks.children import run_child
 from benchmarks.clock import Moment
+from benchmarks.image_rows import Images, together
 from benchmarks.rows import own_cache
 from benchmarks.trainer_sentiment import SCHEDULES, TRAINERS, make_stopwatch
 from burnish.api import resolve
@@ -70,6 +71,7 @@ def trainer_side(recipe: Path, side: str, seed: int, threads: int) -> Result:
 
     load_torch()
     from burnish.evaluate.measure import score
+    from burnish.models.freeze import freeze
     from burnish.models.load import build
     from burnish.run import RunFolder
     from burnish.session import Session
@@ -83,6 +85,7 @@ def trainer_side(recipe: Path, side: str, seed: int, threads: int) -> Result:
         torch.manual_seed(seed)
         model, _ = build(task_class.auto_class, session.model_config, session.source)
         session.task.check(model)
+        freeze(model, config.freeze)
         trainer = make_trainer(session, model, side, str(folder / "trainer"), watch)
         trainer.train()
         model = trainer.model.float().eval()
@@ -126,7 +129,11 @@ def make_trainer(session: Any, model: Any, side: str, folder: str, watch: Any) -
     config, plan, tokenizer = session.config, session.plan, session.task.tokenizer
     sequences = session.task.name == "translation"
     kinds: tuple[Any, Any] = (Seq2SeqTrainer, Seq2SeqTrainingArguments) if sequences else (Trainer, TrainingArguments)
-    collator = DataCollatorForSeq2Seq(tokenizer, model=model) if sequences else DataCollatorWithPadding(tokenizer)
+    if session.task.reads == "images":
+        collator, rows = together, Images(session, kept=side == "trainer-tuned")
+    else:
+        collator = DataCollatorForSeq2Seq(tokenizer, model=model) if sequences else DataCollatorWithPadding(tokenizer)
+        rows = rows_of(session.stores["train"], sequences)
     arguments = {
         "output_dir": folder,
         "seed": config.run.seed,
@@ -142,12 +149,13 @@ def make_trainer(session: Any, model: Any, side: str, folder: str, watch: Any) -
         "weight_decay": config.optim.weight_decay,
         "max_grad_norm": config.optim.clip,
         **TRAINERS[side],
+        **({"train_sampling_strategy": "random", "remove_unused_columns": False} if rows.__class__ is Images else {}),
     }
     return kinds[0](
         model=model,
         args=kinds[1](**arguments),
         data_collator=collator,
-        train_dataset=rows_of(session.stores["train"], sequences),
+        train_dataset=rows,
         callbacks=[watch],
     )
 
@@ -177,6 +185,8 @@ def baselines(recipe: Path) -> Result:
     from burnish.data.prepare import find_rows
 
     config, task_class, _ = resolve(str(recipe), {})
+    if task_class.reads == "images":
+        return {}
     splits = find_rows(config, task_class)
     scored = {"validation": splits.validation, "test": splits.test}
     rule = copied_and_remembered if task_class.name == "translation" else overlapping
@@ -238,7 +248,7 @@ def interleave(
                 took = {found["side"]: found["train"]["cpu"] for found in results if found.get("seed") == seed}
                 times = round(took["trainer"] / took["burnish"], 1)
             given = (recipe, "--one", side, "--seed", seed, "--threads", threads, "--times", times)
-            results.append(run_child("benchmarks.text_tasks", *given, threads=threads))
+            results.append(run_child("benchmarks.beside_trainer", *given, threads=threads))
             say(json.dumps(results[-1]))
     return results
 
