@@ -116,9 +116,14 @@ def test_tiles_cover_an_image_and_overlap(height: int, width: int) -> None:
 
 
 def test_an_object_on_two_tiles_is_found_once_and_whole() -> None:
-    boxes = np.array([[10.0, 0, 30, 10], [20, 0, 30, 10], [50, 0, 60, 10], [51, 0, 61, 10]])
-    scores, tile = np.array([0.6, 0.9, 0.8, 0.7]), np.array([0, 1, 0, 0])
-    torn = np.array([False, True, False, False])
-    labels = np.zeros(4, int)
-    assert merged(boxes, scores, labels, tile, torn).tolist() == [2, 3, 0]  # two of one tile stay
-    assert len(merged(boxes, scores, np.array([0, 1, 0, 0]), tile, torn)) == 4
+    boxes = np.array([[10.0, 0, 30, 10], [20, 0, 30, 10], [50, 0, 60, 10], [51, 0, 61, 10], [52, 2, 60, 7]])
+    scores, tile = np.array([0.6, 0.9, 0.8, 0.7, 0.5]), np.array([0, 1, 0, 0, 0])
+    torn = np.array([False, True, False, False, False])
+    labels = np.zeros(5, int)
+    assert merged(boxes, scores, labels, tile, torn).tolist() == [
+        2,
+        0,
+        4,
+    ]  # one inside another on one tile is an object
+    assert merged(boxes, scores, np.array([0, 1, 0, 1, 0]), tile, torn).tolist() == [1, 2, 3, 0, 4]
+    assert merged(boxes[:0], scores[:0], labels[:0], tile[:0], torn[:0]).tolist() == []

@@ -18,7 +18,7 @@ from burnish.data.pictures import Decode
 from burnish.data.processor import resize, shaped
 from burnish.errors import UserError, nearest
 from burnish.task import Batch, Example, Records, Row
-from burnish.tasks.average_precision import average_precisions, match
+from burnish.tasks.average_precision import MOST_BOXES, average_precisions, match
 from burnish.tasks.images import ImageTask, data_of, pixels_of, refuse_blends
 from burnish.tasks.set_loss import SetLoss
 
@@ -281,7 +281,7 @@ class ObjectDetection(ImageTask):
             truth.append(true)
             ignored = true[:, 2] > 0
             given = whole.boxes, whole.scores, whole.labels, true[:, 3:], true[:, 1].astype(int), ignored
-            matched.append(match(*given, len(self.names)))
+            matched.append(match(*given, len(self.names), MOST_BOXES * len(rows)))
         return {
             name: _apart(values)
             for name, values in (
