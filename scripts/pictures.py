@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -87,6 +89,74 @@ def nuclei(archive: Path, target: Path) -> None:
                 file = f"{top:03}-{left:03}.png"
                 Image.fromarray(grey[part]).save(target / name / "images" / file)
                 Image.fromarray((numbered[part] > 0).astype(np.uint8)).save(target / name / "masks" / file)
+
+
+#: What Fashion-MNIST's classes, in the order of their numbers, are called where they are pasted on textiles.
+_PASTED = ("top", "trousers", "top", "dress", "top", "shoe", "top", "shoe", "bag", "shoe")
+_SIDE, _LEAST, _MOST = 224, 44, 96
+
+
+def composites(clothes: Path, cloth: Path, target: Path) -> None:
+    """Write photographs of textiles with pieces of clothing pasted on them, and COCO's file of their exact boxes.
+
+    Every number comes from a fixed seed. What is pasted on test photographs comes from Fashion-MNIST's test images.
+    """
+    import numpy as np
+    from PIL import Image
+
+    for side, count in (("train", 1600), ("test", 300)):
+        random = np.random.default_rng(["train", "test"].index(side))
+        pieces, labels = _idx(clothes / side, "images", 16), _idx(clothes / side, "labels", 8)
+        photographs = sorted((cloth / side).rglob("*.jpg"))
+        (target / side / "images").mkdir(parents=True)
+        images, annotations = [], []
+        for number in range(count):
+            photograph = Image.open(photographs[int(random.integers(len(photographs)))]).convert("RGB")
+            left, top = (int(random.integers(0, max(1, length - _SIDE))) for length in photograph.size)
+            canvas = photograph.crop((left, top, left + _SIDE, top + _SIDE)).resize((_SIDE, _SIDE))
+            placed: list[tuple[int, int, int, int]] = []
+            for _ in range(int(random.integers(1, 5))):
+                choice = int(random.integers(len(labels)))
+                if box := _paste(canvas, pieces[choice].reshape(28, 28), placed, random):
+                    placed.append(box)
+                    x, y, right, bottom = box
+                    annotation = {"id": len(annotations), "image_id": number, "bbox": [x, y, right - x, bottom - y]}
+                    annotations.append(
+                        {**annotation, "category_id": sorted(set(_PASTED)).index(_PASTED[labels[choice][0]])}
+                    )
+            images.append({"id": number, "file_name": f"{number:04}.jpg", "width": _SIDE, "height": _SIDE})
+            canvas.save(target / side / "images" / f"{number:04}.jpg", quality=90)
+        categories = [{"id": number, "name": name} for number, name in enumerate(sorted(set(_PASTED)))]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (target / side / "boxes.json").write_text(json.dumps(content))
+
+
+def _idx(folder: Path, what: str, header: int) -> Any:
+    import numpy as np
+
+    [file] = folder.glob(f"*-{what}-idx*")
+    flat = np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8)[header:]
+    return flat.reshape(-1, 784 if what == "images" else 1)
+
+
+def _paste(canvas: Any, piece: Any, placed: list[tuple[int, int, int, int]], random: Any) -> Any:
+    """Paste a piece of clothing in a colour of its own where it covers no other one; return its box, or None."""
+    import numpy as np
+    from PIL import Image
+
+    rows, columns = np.flatnonzero((piece > 24).any(1)), np.flatnonzero((piece > 24).any(0))
+    piece = piece[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    longer = int(random.integers(_LEAST, _MOST))
+    height, width = (max(8, round(longer * length / max(piece.shape))) for length in piece.shape)
+    light = Image.fromarray(piece).resize((width, height), Image.Resampling.BICUBIC)
+    color = random.uniform(0.3, 1.0, 3)
+    x, y = int(random.integers(0, _SIDE - width)), int(random.integers(0, _SIDE - height))
+    box = (x, y, x + width, y + height)
+    if any(min(box[2], o[2]) > max(x, o[0]) and min(box[3], o[3]) > max(y, o[1]) for o in placed):
+        return None
+    shades = np.asarray(light, np.float32)[..., None] * color
+    canvas.paste(Image.fromarray(shades.astype(np.uint8)), (x, y), light.point(lambda value: min(255, 6 * value)))
+    return box
 
 
 def dinov2(archive: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 
 from helpers import ROOT, bars, patches, preferences, sentences, sentiment_rows, squad, tagged_rows
+from shapes import folder_of_shapes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -141,6 +142,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     BertModel(config).save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def boxes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 images of up to two rectangles, and a table of their boxes."""
+    return folder_of_shapes(tmp_path_factory.mktemp("boxes") / "images", 60)
 
 
 @pytest.fixture(scope="session")

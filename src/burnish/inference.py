@@ -129,7 +129,7 @@ class Opened:
         Raises:
             UserError: the task's answers cannot be drawn, or the file not be written.
         """
-        found = self.task.picture_of(asked, answer)
+        found = self.task.illustrated(asked, answer)
         if found is None:
             raise UserError(f"--pictures: what {self.task.name} answers is not drawn on images. Leave it out.")
         from PIL import Image

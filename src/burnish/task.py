@@ -316,7 +316,7 @@ class Task(ABC):
             asked: the columns in `asks` of each input.
         """
 
-    def picture_of(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
+    def illustrated(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
         """Return the image of an input with the answer drawn on it, uint8 [height, width, 3]; None: answers are not drawn."""
         return None
 

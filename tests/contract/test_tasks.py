@@ -42,6 +42,7 @@ def toy(
     pairs_file: Path,
     alike_file: Path,
     shapes_folder: Path,
+    boxes_folder: Path,
     patches_folder: Path,
 ) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
@@ -85,6 +86,14 @@ def toy(
             "data": {"train": str(shapes_folder)},
             "augment": {"flip": "both", "shift": 0.1, "color": 0.2, "mixup": 0.1},
             "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
+            "optim": {"lr": 2e-3},
+        },
+        "object-detection": {
+            "model": {"preset": "yolos-nano", "image_size": 32},
+            "data": {"train": str(boxes_folder)},
+            "task": {"tile": 40},
+            "augment": {"flip": "both", "crop": 0.9},
+            "train": {"length": "40 steps", "batch": 16, "precision": "fp32"},
             "optim": {"lr": 2e-3},
         },
         "image-segmentation": {

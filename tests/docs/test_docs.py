@@ -30,6 +30,7 @@ GUIDES = [
     ROOT / "docs" / "distillation.md",
     ROOT / "docs" / "image-classification.md",
     ROOT / "docs" / "image-segmentation.md",
+    ROOT / "docs" / "object-detection.md",
 ]
 
 
@@ -50,6 +51,7 @@ def place(
     alike_file: Path,
     shapes_folder: Path,
     patches_folder: Path,
+    boxes_folder: Path,
 ) -> Path:
     """A folder with the files the docs speak of."""
     (tmp_path / ".assets").symlink_to(assets["minilm"].parent)
@@ -64,6 +66,7 @@ def place(
     turns = [[("user", f"Who goes {place}?"), ("assistant", "The old king.")] for place in range(40)]
     chats = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in turns]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    (tmp_path / "boxes").symlink_to(boxes_folder)
     (tmp_path / "alike.jsonl").write_bytes(alike_file.read_bytes())
     (tmp_path / "preferences.jsonl").write_bytes(pairs_file.read_bytes())
     (tmp_path / "photos").symlink_to(shapes_folder)

@@ -16,7 +16,7 @@ import numpy as np
 _ROUNDING = 1.0
 #: A box that moved out of the image stays a target while this share of its area is inside.
 KEPT_SHARE = 0.2
-#: Of two boxes from different tiles that overlap by more than this share of the smaller one, one is left out.
+#: Two boxes that overlap by more than this share are taken for one object, where an image is seen by tiles.
 _SAME_SHARE = 0.5
 #: Share of a tile that it has in common with the next one.
 _OVERLAP = 0.25
@@ -191,18 +191,23 @@ def _starts(length: int, size: int) -> list[int]:
 def merged(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, tile: np.ndarray, torn: np.ndarray) -> np.ndarray:
     """Return which boxes of all tiles of an image stay, best first: an object on several tiles is counted once.
 
+    Of two boxes of one category that overlap by more than half of their union the better one stays; on different tiles,
+    where one of them may be a piece, by more than half of the smaller one.
+
     Args:
-        tile: number of the tile that each box [boxes, 4] was found on; boxes of one tile never displace each other.
+        tile: number of the tile that each box [boxes, 4] was found on.
         torn: whether it ends where its tile does and the image goes on; a whole box stands before it.
     """
     order = np.lexsort((-scores, torn))
-    boxes, labels, tile = boxes[order], labels[order], tile[order]
-    sizes = areas(boxes)
-    share = common(boxes, boxes) / np.maximum(np.minimum(sizes[:, None], sizes[None]), 1e-9)
-    same = (share > _SAME_SHARE) & (tile[:, None] != tile[None]) & (labels[:, None] == labels[None])
-    stays = np.ones(len(boxes), bool)
-    for index in range(len(boxes)):
-        if stays[index]:
-            stays[index + 1 :] &= ~same[index, index + 1 :]
-    kept = order[stays]
-    return kept[np.argsort(-scores[kept], kind="stable")]
+    kept: list[int] = []
+    while len(order):
+        first, order = order[0], order[1:]
+        kept.append(int(first))
+        shared = common(boxes[first : first + 1], boxes[order])[0]
+        own, theirs = areas(boxes[first]), areas(boxes[order])
+        same = (shared > _SAME_SHARE * (own + theirs - shared)) | (
+            (shared > _SAME_SHARE * np.minimum(own, theirs)) & (tile[order] != tile[first])
+        )
+        order = order[~(same & (labels[order] == labels[first]))]
+    found = np.array(kept, int)
+    return found[np.argsort(-scores[found], kind="stable")]

@@ -7,7 +7,7 @@ from typing import Any
 
 from burnish.errors import UserError
 from burnish.models.load import Loaded, quiet
-from burnish.models.source import make_known, read_config
+from burnish.models.source import make_known, read_config, with_safetensors
 
 #: Detectors whose config names the width and stride of each map that the backbone gives.
 _NAMES_MAPS = frozenset({"rt_detr", "rt_detr_v2", "d_fine"})
@@ -73,7 +73,7 @@ def load_backbone(model: Any, folder: Path) -> Loaded:
     """
     import torch
 
-    backbone = backbone_of(model)
+    folder, backbone = with_safetensors(folder), backbone_of(model)
     with quiet():
         loaded, info = type(backbone).from_pretrained(
             str(folder),

@@ -135,6 +135,11 @@ def _from_config(auto_class: str, config: Any) -> Any:
         if "Unrecognized configuration class" in str(error):
             raise UserError(f"{config.model_type}: transformers has no {auto_class} for this architecture.") from error
         raise
+    except ImportError as error:
+        missing = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{config.model_type}: a part of the model needs a package that is missing ({missing})."
+        ) from error
 
 
 @contextmanager

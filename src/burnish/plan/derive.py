@@ -229,12 +229,13 @@ def activations(model_config: Any, precision: str, longest: int, image: Sight | 
 
 
 def choose_compile(
-    config: Config, device: str, precision: str, flops: float, has_experts: bool = False
+    config: Config, device: str, precision: str, flops: float, has_experts: bool = False, has_backbone: bool = False
 ) -> tuple[bool, str]:
     """Return whether the layers are compiled, and why.
 
     Args:
         flops: floating-point operations of the whole run.
+        has_backbone: whether the model is put together of another one and what reads it, such as a detector.
 
     Raises:
         UserError: asked for, and the model is a mixture of experts; or graphs are asked for where there can be none.
@@ -253,6 +254,8 @@ def choose_compile(
         return False, "which experts compute is decided position by position"
     if asked != "auto":
         return asked != "off", ""
+    if has_backbone:
+        return False, "only one of its stacks of layers would be"
     kind = device.split(":")[0]
     if kind not in COMPILES:
         return False, f"not tried on {kind}"

@@ -83,7 +83,9 @@ def make_plan(
     rows, steps, warmup, every, reasons = choose_length(config, len(store), tokens)
     each = flops_per_image(model, image) if image else flops_per_position(model, model_config, tokens) * tokens
     flops = each * rows
-    compiled, why["compile"] = choose_compile(config, device, precision, flops, bool(routers(model)))
+    compiled, why["compile"] = choose_compile(
+        config, device, precision, flops, bool(routers(model)), hasattr(model_config, "backbone_config")
+    )
     Schedule(config.schedule, steps, warmup)  # refuses unknown names
     best = config.train.best or task.metric_names[0]
     if best not in task.metric_names:

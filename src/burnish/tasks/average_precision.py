@@ -15,7 +15,7 @@ from burnish.data.boxes import areas, common
 #: Overlaps from which a box is found, the recalls at which precision is read, and how many boxes of a class count.
 OVERLAPS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0, 1, 101)
-_MOST_BOXES = 100
+MOST_BOXES = 100
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,18 @@ def match(
     true_labels: np.ndarray,
     ignored: np.ndarray,
     classes: int,
+    most: int = MOST_BOXES,
 ) -> Matched:
     """Return what is true of the boxes found in an image; the better one of two takes a true box first.
 
     Args:
         boxes: found, [found, 4], with their `scores` and `labels`.
         true_boxes: [true, 4], with their `true_labels`, and which are `ignored`: any number of boxes may lie in such a one.
+        most: so many of the best boxes found of a class count.
     """
     order = np.argsort(-scores, kind="stable")
     boxes, scores, labels = boxes[order].astype(np.float64), scores[order], labels[order]
-    kept = np.concatenate([np.flatnonzero(labels == one)[:_MOST_BOXES] for one in range(classes)] or [np.zeros(0, int)])
+    kept = np.concatenate([np.flatnonzero(labels == one)[:most] for one in range(classes)] or [np.zeros(0, int)])
     kept = np.sort(kept)
     boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
     hits = np.zeros((len(boxes), len(OVERLAPS)), bool)

@@ -18,7 +18,7 @@ from burnish.data.pictures import Decode
 from burnish.data.processor import resize, shaped
 from burnish.errors import UserError, nearest
 from burnish.task import Batch, Example, Records, Row
-from burnish.tasks.average_precision import average_precisions, match
+from burnish.tasks.average_precision import MOST_BOXES, average_precisions, match
 from burnish.tasks.images import ImageTask, data_of, pixels_of, refuse_blends
 from burnish.tasks.set_loss import SetLoss
 
@@ -123,10 +123,9 @@ class ObjectDetection(ImageTask):
         self._loss = SetLoss.of(model)
         model.loss_function = self._loss
         config = model.config
+        config.auxiliary_loss = config.model_type != "yolos"  # its class does not hand over what its layers give
         if getattr(config, "num_denoising", 0):
             config.num_denoising = 0
-        if config.model_type != "yolos":  # its class does not hand over what its layers give
-            config.auxiliary_loss = True
         self._queries = getattr(config, "num_queries", None) or config.num_detection_tokens
 
     # -- rows to examples --------------------------------------------------------------------------------------------
@@ -282,7 +281,7 @@ class ObjectDetection(ImageTask):
             truth.append(true)
             ignored = true[:, 2] > 0
             given = whole.boxes, whole.scores, whole.labels, true[:, 3:], true[:, 1].astype(int), ignored
-            matched.append(match(*given, len(self.names)))
+            matched.append(match(*given, len(self.names), MOST_BOXES * len(rows)))
         return {
             name: _apart(values)
             for name, values in (
@@ -379,7 +378,7 @@ class ObjectDetection(ImageTask):
             answers.append({"image": picture.name, "objects": objects})
         return answers
 
-    def picture_of(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
+    def illustrated(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
         [(_, pixels)] = self.asked_pictures([asked])
         boxes = np.array([one["box"] for one in answer["objects"]]).reshape(-1, 4)
         names = [f"{one['label']} {one['score']:.0%}" for one in answer["objects"]]
@@ -407,10 +406,11 @@ def _together(parts: Sequence[Found]) -> Found:
         order = np.argsort(-parts[0].scores, kind="stable")
         boxes, scores, labels, torn = parts[0].boxes, parts[0].scores, parts[0].labels, parts[0].torn
         return Found(boxes[order], scores[order], labels[order], torn[order])
-    values = [np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels", "torn")]
+    names = ("boxes", "scores", "labels", "torn")
+    boxes, scores, labels, torn = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     tile = np.repeat(np.arange(len(parts)), [len(part.scores) for part in parts])
-    kept = merged(*values[:3], tile, values[3])
-    return Found(*(value[kept] for value in values))
+    kept = merged(boxes, scores, labels, tile, torn)
+    return Found(boxes[kept], scores[kept], labels[kept], torn[kept])
 
 
 def _filled(values: Sequence[np.ndarray], nothing: float) -> np.ndarray:

@@ -44,8 +44,10 @@ class RtDetr(Family):
     def presets(self) -> list[Preset]:
         made = [_preset("rt-detr-nano", "rt_detr", 224, _NANO, 2_212_984, "the same architecture, smaller")]
         made += [
-            _preset(name, "rt_detr", 640, _options(*rest), parameters, "Zhao et al. 2024, Table 2")
-            for name, (*rest, parameters) in _SIZES.items()
+            _preset(
+                name, "rt_detr", 640, _options(layer, depths, decoder, width), parameters, "Zhao et al. 2024, Table 2"
+            )
+            for name, (layer, depths, decoder, width, parameters) in _SIZES.items()
         ]
         return [*made, _preset("d-fine-l", "d_fine", 640, {}, 31_083_094, "Peng et al. 2024, Table 1")]
 
