@@ -346,11 +346,11 @@ scripts do; *tuned* it computes in bfloat16, and every image was processed once 
 
 _CLOTHES = f"""## Image classification: a small vision transformer from scratch
 
-Fashion-MNIST (Xiao et al. 2017), two epochs of the recipe without its varied images and its mean of weights. {_IMAGES}"""
+Fashion-MNIST (Xiao et al. 2017), two epochs of the recipe. {_IMAGES}"""
 
 _TEXTILES = f"""## Image classification: a head on a frozen backbone
 
-Photographs of textiles, DINOv2's small model frozen, ten epochs of its head. {_IMAGES}"""
+A fifth of the photographs of textiles, DINOv2's small model frozen, ten epochs of its head. {_IMAGES}"""
 
 _NUCLEI = f"""## Image segmentation: a small SegFormer from scratch
 
