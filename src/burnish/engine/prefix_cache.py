@@ -57,7 +57,7 @@ def key_of(stack: Stack, model: Any, precision: str) -> str:
     below = [(name, value) for name, value in named if not value.requires_grad and id(value) not in above]
     content = checkpoint.digest([*below, *scales(model)])
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_BELOW and "drop" not in k}
-    found = [stack.depth, stack.output, stack.reads]
+    found = [stack.depth, stack.output, stack.reads, str(stack.kind)]
     return fingerprint("prefix 1", content, config, *found, precision, *arithmetic(model))
 
 

@@ -9,23 +9,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from burnish.models.backbone import backbone_of
+
 
 def round_to_bf16(model: Any) -> dict[str, torch.Tensor]:
     """Let a float32 model compute in bfloat16; return its exact float32 parameters by name, those it rounded.
 
     Buffers stay as they are (rotary frequencies must not be rounded), and so do parameters which the architecture itself
-    wants in float32, and those of batch norms, whose kernels want them of one kind with the statistics.
+    wants in float32, and those of batch norms, whose kernels want them of one kind with the statistics. Of a detector only
+    the backbone is rounded: a place in an image takes more digits than bfloat16 has (docs/log.md).
     """
+    inner = backbone_of(model)
+    if inner is not None and not hasattr(inner, "leaves_float32"):
+        inner.leaves_float32 = inner.register_forward_hook(_to_float32)
+    rounded = {id(value) for value in (model if inner is None else inner).parameters()}
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     wanted = [*(getattr(model, "_keep_in_fp32_modules", None) or ()), *strict]
     exact = {}
     for name, parameter in model.named_parameters():
         kept = any(part in name.split(".") for part in wanted) or name.rpartition(".")[0] in norms
-        if parameter.dtype == torch.float32 and not kept:
+        if parameter.dtype == torch.float32 and not kept and id(parameter) in rounded:
             exact[name] = parameter.data
             parameter.data = parameter.data.to(torch.bfloat16)
     return exact
+
+
+def _to_float32(module: Any, args: Any, output: Any) -> Any:
+    output.feature_maps = tuple(maps.float() for maps in output.feature_maps)
+    return output
 
 
 class Weights:
