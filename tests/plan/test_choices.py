@@ -205,7 +205,7 @@ def test_arrangement(
     ("freeze", "length", "line"),
     [
         ({"layers": 1}, "2 epochs", " train rows: 0% were there, "),
-        ({"layers": 1}, "1 epochs", "frozen layers: not stored, since every row is seen once"),
+        ({"layers": 1}, "1 epochs", "frozen layers: not stored, since nothing is seen twice"),
         ({"layers": 1, "cache": "off"}, "2 epochs", "frozen layers: computed in every step; freeze.cache is off"),
         ({}, "2 epochs", None),
     ],

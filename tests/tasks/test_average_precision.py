@@ -34,6 +34,7 @@ def test_images_and_classes_without_boxes() -> None:
 def test_it_is_cocos_own(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Random boxes around true ones, some crowds, equal scores, classes that do not occur: as `faster-coco-eval` has it."""
     import faster_coco_eval as coco
+
     random = np.random.default_rng(seed)
     classes, images, annotations, results, matched = 3, [], [], [], []
     for image in range(1, 9):

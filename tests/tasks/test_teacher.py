@@ -193,5 +193,5 @@ def test_teachers_that_do_not_fit_are_refused(
     several.write_text(
         "".join(json.dumps({"text": text, "label": [label]}) + "\n" for text, label in sentiment_rows(40))
     )
-    with pytest.raises(UserError, match=r"^task.teacher: a teacher teaches one label a text"):
+    with pytest.raises(UserError, match=r"^task.teacher: a teacher teaches one label a row"):
         student_classifier(several, tiny_bert, tmp_path / "run", classifier)

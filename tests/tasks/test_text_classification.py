@@ -103,7 +103,7 @@ def test_pairs_are_judged_together(tmp_path: Path, tiny_bert: Path) -> None:
     assert run.metrics["validation"]["accuracy"] > 0.9  # which the first text does not tell
     assert run.predict({"text": "the bad", "pair": "good"})["label"] == "yes"
     assert run.predict({"text": "the good", "other": "bad"})["label"] == "no"
-    with pytest.raises(UserError, match="Input 1 is text; give its columns text, other"):
+    with pytest.raises(UserError, match="Input 1 is one value; give its columns text, other"):
         run.predict("the bad")
     with pytest.raises(UserError, match="Input 1: has no 'other'; an input needs text, other"):
         run.predict({"text": "the bad"})

@@ -156,6 +156,8 @@ def stretch_positions(tables: dict[str, Any], model: Any) -> list[str]:
     from torch.nn import functional
 
     done = []
+    if not hasattr(model.config, "image_size") or not hasattr(model.config, "patch_size"):
+        return done  # a model of text, whose positions are no picture
     for name, value in model.named_parameters():
         before = tables.get(name)
         if "position_embedding" not in name or before is None or before.shape == value.shape:

@@ -33,6 +33,22 @@ METRICS = {
         "accuracy of the first five",
         "Share of rows whose label is among the five likeliest. Higher is better.",
     ),
+    "map": (
+        "mean average precision",
+        "COCO's: mean over categories and over overlaps of 0.5 to 0.95 with the true boxes, 0 to 1. Higher is better.",
+    ),
+    "map_50": (
+        "average precision at 0.5",
+        "Mean over categories, where half of box and true box is shared. Higher is better.",
+    ),
+    "map_75": ("average precision at 0.75", "The same, where three quarters are. Higher is better."),
+    "mean_recall": ("mean recall", "Share of the true boxes that are found, over the same overlaps. Higher is better."),
+    "mean_iou": (
+        "mean IoU",
+        "Pixels of a class that are found, over those that are found or there; mean over classes. Higher is better.",
+    ),
+    "mean_dice": ("mean Dice", "The same counted as F1 of the pixels of each class. Higher is better."),
+    "pixel_accuracy": ("pixel accuracy", "Share of pixels that are judged right. Higher is better."),
     "macro_f1": (
         "macro F1",
         "Mean over the labels of F1, the balance of precision and recall; a rare label counts as much as a common one. "

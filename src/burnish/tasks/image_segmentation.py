@@ -277,7 +277,7 @@ class ImageSegmentation(ImageTask):
             answers.append({"image": picture.name, "segments": segments})
         return answers
 
-    def picture_of(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
+    def illustrated(self, asked: Mapping[str, Any], answer: Mapping[str, Any]) -> np.ndarray | None:
         [(_, pixels)] = self.asked_pictures([asked])
         mask = np.zeros(pixels.shape[:2], np.uint8)
         for one in answer["segments"]:
