@@ -154,7 +154,9 @@ BENCHMARKS: dict[str, Callable[..., list[Result]]] = {
 
 
 def shrunk(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
-    """Return a recipe like another, with the first rows of its data only and other settings."""
+    """Return a recipe like another, with the first rows of its data only, of images all of them, and other settings."""
+    if resolve(str(recipe), {})[1].reads == "images":
+        return lightened(recipe, folder, settings)
     values = normalise(read_recipe(recipe))
     split = read_split(recipe)
     rows = [*split.train[:QUICK_ROWS], *split.held_out[: QUICK_ROWS // 4]]
@@ -174,9 +176,10 @@ def shrunk(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
 
 
 def lightened(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
-    """Return a recipe like another, with other settings, and at most `LIGHTER_TEST_ROWS` of its test rows, evenly taken."""
+    """Return a recipe like another, with other settings, and at most `LIGHTER_TEST_ROWS` of its test rows of text, evenly
+    taken."""
     config, task, _ = resolve(str(recipe), {})
-    rows = list(find_rows(config, task).test or ())
+    rows = list(find_rows(config, task).test or ()) if task.reads == "text" else []
     values = normalise(read_recipe(recipe))
     if len(rows) > LIGHTER_TEST_ROWS:
         data = folder / "test.jsonl"
