@@ -31,6 +31,8 @@ from burnish.units import Duration
 SIDES = ("burnish", "trainer", "trainer-tuned")
 #: burnish again, as long as Trainer took: with how many times the steps, the other two say.
 SAME_TIME = "burnish-same-time"
+#: Trainer's arguments for images: of one length, and with whole batches only, as burnish's steps are.
+OF_IMAGES = {"train_sampling_strategy": "random", "remove_unused_columns": False, "dataloader_drop_last": True}
 Result = dict[str, Any]
 
 
@@ -98,7 +100,9 @@ def trainer_side(recipe: Path, side: str, seed: int, threads: int) -> Result:
     return {
         "precision": "bf16" if trainer.args.bf16 else "fp32",
         "steps": trainer.state.global_step,
-        "rows_learned": rows_seen(trainer.state.global_step, config.train.batch, len(session.stores["train"])),
+        "rows_learned": trainer.state.global_step * config.train.batch
+        if task_class.reads == "images"
+        else rows_seen(trainer.state.global_step, config.train.batch, len(session.stores["train"])),
         "parameters": plan.model["parameters"],
         "train": watch.done.since(watch.began),
         **found,
@@ -149,7 +153,7 @@ def make_trainer(session: Any, model: Any, side: str, folder: str, watch: Any) -
         "weight_decay": config.optim.weight_decay,
         "max_grad_norm": config.optim.clip,
         **TRAINERS[side],
-        **({"train_sampling_strategy": "random", "remove_unused_columns": False} if rows.__class__ is Images else {}),
+        **(OF_IMAGES if isinstance(rows, Images) else {}),
     }
     return kinds[0](
         model=model,
