@@ -316,3 +316,19 @@ def test_images_in_two_splits_are_reported(tmp_path: Path, capsys: pytest.Captur
     )
     said = " ".join(capsys.readouterr().out.split())
     assert "1 test images are training images too" in said and "copy.png" in said
+
+
+def test_an_image_that_changes_under_its_table_is_other_data(tmp_path: Path) -> None:
+    """What was encoded of the old one must not be taken for it."""
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\n")
+
+    def fingerprint() -> list:
+        return Rows(
+            find_parts([str(tmp_path)], "data.train", lambda *_: [], "images"), {"image": "image"}
+        ).fingerprint()
+
+    before = fingerprint()
+    assert fingerprint() == before
+    Image.fromarray(255 - PIXELS).save(tmp_path / "a.png")
+    assert fingerprint() != before

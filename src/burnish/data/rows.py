@@ -247,8 +247,14 @@ class Rows:
         return ", ".join(f"--data.{name}" for name in names)
 
     def fingerprint(self) -> list[Any]:
-        """Return what identifies these rows: the content of the files and the columns used."""
-        return [[part.fingerprint() for part in self.parts], self.columns, self.extra]
+        """Return what identifies these rows: the content of the files, of the images they name, and the columns used."""
+        own = {file for part in self.parts for file in part.source.files(part.path)}
+        named = []
+        for row in self if self.columns.keys() & IMAGES else ():
+            pictures = [row.values.get(name) for name in ("image", "mask")]
+            files = [one for one in pictures if isinstance(one, Picture) and isinstance(one.content, Path)]
+            named += [one.digest for one in files if one.content not in own]
+        return [[part.fingerprint() for part in self.parts], self.columns, self.extra, *([named] if named else [])]
 
     def check(self, setting: str, on_bad_row: str) -> list[BrokenRow]:
         """Read everything once and return the broken rows.
