@@ -65,6 +65,18 @@ def replace_folder(built: Path, target: Path) -> None:
     remove_folder(retired)
 
 
+def save_whole(thing: Any, folder: Path) -> None:
+    """Let a tokenizer or processor write itself to `folder`, whole or not at all."""
+    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    remove_folder(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        thing.save_pretrained(str(temporary))
+        replace_folder(temporary, folder)
+    finally:
+        remove_folder(temporary)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder if it is there."""
     if path.exists():

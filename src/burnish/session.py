@@ -12,7 +12,7 @@ from burnish.data.loader import MOST_PREVIEWS, Loader
 from burnish.data.new_tokens import beginnings, extend, refuse_new_tokens
 from burnish.data.order import permutation
 from burnish.data.prepare import encode, find_rows
-from burnish.data.reader import content_of, find_reader, load_reader, store_reader
+from burnish.data.reader import content_of, find_reader, load_reader
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit, settled
 from burnish.engine.frozen import ask, opened
@@ -42,7 +42,7 @@ from burnish.parallel.group import ALONE, Group
 from burnish.plan.derive import Plan, choose_sequence, limits_of_exactness
 from burnish.plan.make import make_plan
 from burnish.plan.show import changes, end_rows, left_out_rows, plan_rows, profile_rows
-from burnish.run import RunFolder, replace_folder, write_atomic, write_json
+from burnish.run import RunFolder, replace_folder, save_whole, write_atomic, write_json
 from burnish.task import Task
 from burnish.terminal import StepNote, Terminal
 from burnish.units import Duration
@@ -184,7 +184,7 @@ class Session:
         self.terminal.open_log(folder.text_log)
         if self.resuming:
             return
-        store_reader(self.task_class, self.task.tokenizer, folder.reader)
+        save_whole(self.task.tokenizer, folder.reader)
         write_json(folder.environment, describe(self.plan.device, self.plan.threads))
         broken = "".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in self.splits.broken)
         if broken:

@@ -130,7 +130,7 @@ def encode(
         path = cache_dir() / "stores" / key
         if not path.exists():
             terminal.say(f"encoding the {split} rows")
-        total = splits.counts.get(split, 0)
+        total = splits.counts.get(split) or sum(1 for _ in rows)
         with terminal.progress(f"encoding {split}", total):
             examples = _shown(task.encode(rows, sequence, training=training), terminal)
             store = stores[split] = Store.build(path, examples)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from burnish.errors import UserError
-from burnish.run import remove_folder, replace_folder
 
 _SIDES = ("height", "width")
 _FILES = ("preprocessor_config.json", "processor_config.json")
@@ -70,18 +68,6 @@ def resize(processor: Any, size: int) -> None:
             processor.size = square
     else:
         processor.size = {"shortest_edge": size} if rule.keys() == {"shortest_edge"} else square
-
-
-def store_processor(processor: Any, folder: Path) -> None:
-    """Write the processor to `folder`, whole or not at all."""
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    remove_folder(temporary)
-    temporary.mkdir(parents=True)
-    try:
-        processor.save_pretrained(str(temporary))
-        replace_folder(temporary, folder)
-    finally:
-        remove_folder(temporary)
 
 
 def shaped(processor: Any, pixels: np.ndarray) -> np.ndarray:

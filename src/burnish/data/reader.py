@@ -28,11 +28,6 @@ def load_reader(task: type[Task], folder: Path) -> Any:
     return text.load_tokenizer(folder)
 
 
-def store_reader(task: type[Task], reader: Any, folder: Path) -> None:
-    """Write it to a folder, whole or not at all."""
-    images.store_processor(reader, folder) if task.reads == "images" else text.store_tokenizer(reader, folder)
-
-
 def need_vision() -> None:
     """Refuse images where nothing can decode them.
 

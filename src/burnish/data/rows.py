@@ -39,6 +39,8 @@ class Source(ABC):
     """File endings this source reads; each also with `.gz`."""
     reads: ClassVar[frozenset[str]] = frozenset({"text", "images"})
     """For which tasks it is (`Task.reads`)."""
+    names_files: ClassVar[bool] = False
+    """Whether its rows only name the files, which are read when they are needed; such rows are always kept."""
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[Row | BrokenRow]:
@@ -263,7 +265,8 @@ class Rows:
             UserError: there is no good row, or more broken ones than allowed; names the first few with file and line.
         """
         good, broken = 0, []
-        kept: list[Row] | None = [] if sum(part.path.stat().st_size for part in self.parts) <= KEPT_BYTES else None
+        size = sum(part.path.stat().st_size for part in self.parts if not part.source.names_files)
+        kept: list[Row] | None = [] if size <= KEPT_BYTES else None
         for row in self.read():
             if isinstance(row, Row):
                 good += 1

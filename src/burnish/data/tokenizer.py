@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from burnish.errors import UserError
-from burnish.run import remove_folder, replace_folder
+from burnish.run import save_whole
 
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
 END_OF_TEXT = "<|endoftext|>"
@@ -81,25 +80,13 @@ def train_tokenizer(
         mask = AddedToken(special["mask_token"], lstrip=True, special=True, normalized=False)
         wrapped.add_special_tokens({"mask_token": mask})
     try:
-        store_tokenizer(wrapped, folder)
+        save_whole(wrapped, folder)
     except OSError as error:
         raise UserError(
             f"{folder.parent}: the tokenizer cannot be kept there ({error.strerror}). Set BURNISH_CACHE to a folder that can "
             "be written and has room."
         ) from error
     return load_tokenizer(folder)
-
-
-def store_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write the tokenizer to `folder`, whole or not at all."""
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    remove_folder(temporary)
-    temporary.mkdir(parents=True)
-    try:
-        tokenizer.save_pretrained(str(temporary))
-        replace_folder(temporary, folder)
-    finally:
-        remove_folder(temporary)
 
 
 def pad_id(tokenizer: Any) -> int:

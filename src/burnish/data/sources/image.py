@@ -22,6 +22,7 @@ class ImageSource(Source):
     name = "image"
     endings = (".png", ".jpg", ".jpeg", ".webp")
     reads = frozenset({"images"})
+    names_files = True
 
     def read(self, path: Path) -> Iterator[Row | BrokenRow]:
         values = {"image": Picture(str(path), path), "label": path.resolve().parent.name}
