@@ -9,7 +9,6 @@ import numpy as np
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.pictures import Decode
-from burnish.data.processor import shaped
 from burnish.task import Batch, Example, Records, Row
 from burnish.tasks.classification import Classification, ClassificationSettings
 from burnish.tasks.images import ImageTask, data_of, pixels_of
@@ -83,9 +82,7 @@ class ImageClassification(ImageTask, Classification):
 
         answers = []
         for picture, pixels in self.asked_pictures(asked):  # each by itself: an answer depends on its image alone
-            pixels = shaped(self.processor, pixels)
-            example = {"pixels": pixels.reshape(-1), "shape": np.array(pixels.shape[:2])}
-            images = self.images([example]).to(model.device, model.dtype)
+            images = self.images([self.as_shown(pixels)]).to(model.device, model.dtype)
             with torch.inference_mode():
                 logits = model(pixel_values=images).logits.float()
             answers.append({"image": picture.name, **self.answer(logits[0])})

@@ -13,7 +13,7 @@ from burnish.config import DataSettings, GenerateSettings, TaskSettings, Texts
 from burnish.data.augment import motion, moved, moves
 from burnish.data.masks import BACKGROUND, VOID, Shapes, painted, runs, shrunk, tinted
 from burnish.data.pictures import Decode, Decoders
-from burnish.data.processor import resize, shaped
+from burnish.data.processor import resize
 from burnish.errors import UserError
 from burnish.task import Batch, Example, Records, Row
 from burnish.tasks.images import ImageTask, data_of, pixels_of, refuse_blends
@@ -120,10 +120,8 @@ class ImageSegmentation(ImageTask):
                 f"{picture.name} is {width} wide and {height} high, its mask {truth.shape[1]} and {truth.shape[0]} "
                 "(if the image says that it is to be turned, turn it for good)"
             )
-        seen = shaped(self.processor, pixels)
         return {
-            "pixels": seen.reshape(-1),
-            "shape": np.array(seen.shape[:2]),
+            **self.as_shown(pixels),
             "truth": truth.reshape(-1),
             "size": np.array(truth.shape),
         }
@@ -264,10 +262,8 @@ class ImageSegmentation(ImageTask):
 
         answers = []
         for picture, pixels in self.asked_pictures(asked):  # each by itself: an answer depends on its image alone
-            seen = shaped(self.processor, pixels)
-            example = {"pixels": seen.reshape(-1), "shape": np.array(seen.shape[:2])}
             with torch.inference_mode():
-                logits = self._logits(model, self.images([example]).to(model.device))
+                logits = self._logits(model, self.images([self.as_shown(pixels)]).to(model.device))
                 found = enlarged(logits, *pixels.shape[:2])[0].argmax(0).cpu().numpy()
             segments = [
                 {"label": name, "share": round(float(inside.mean()), 6), "mask": runs(inside)}

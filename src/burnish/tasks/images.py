@@ -70,7 +70,11 @@ class ImageTask(Task):
         pixels = decode(picture, "color")
         if isinstance(pixels, str):
             return f"{picture.name} {pixels}"
-        pixels = shaped(self.processor, pixels)
+        return self.as_shown(pixels)
+
+    def as_shown(self, pixels: np.ndarray) -> Example:
+        """Return decoded pixels as the processor shapes them: `pixels` and `shape`."""
+        pixels = shaped(self.processor, np.ascontiguousarray(pixels))
         return {"pixels": pixels.reshape(-1), "shape": np.array(pixels.shape[:2])}
 
     # -- examples to batches -----------------------------------------------------------------------------------------

@@ -362,9 +362,7 @@ class ObjectDetection(ImageTask):
             parts = []
             for place in self._tiles(pixels):
                 left, top, right, bottom = place
-                seen = shaped(self.processor, np.ascontiguousarray(pixels[top:bottom, left:right]))
-                example = {"pixels": seen.reshape(-1), "shape": np.array(seen.shape[:2])}
-                images = self.images([example]).to(model.device)
+                images = self.images([self.as_shown(pixels[top:bottom, left:right])]).to(model.device)
                 with torch.inference_mode():
                     parts += self._found(model, images, np.array([[*place, *pixels.shape[1::-1]]]))
             found = _together(parts)
