@@ -82,7 +82,8 @@ def test_rounding_is_clipped_and_shares_become_pixels() -> None:
 @pytest.mark.parametrize("draw", range(12))
 def test_boxes_move_with_their_image(draw: int) -> None:
     """A bright rectangle on black, mirrored, enlarged and shifted by whole matrices: its box still fits it to a pixel."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     settings = AugmentSettings(flip="both", crop=0.6, shift=0.1)
     image = torch.zeros(1, 1, 40, 60)
     image[..., 12:25, 20:38] = 1
