@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def test_a_damaged_store_is_written_again(tmp_path: Path, name: str, damage: str
     with pytest.raises(Damaged):
         Store(path)
     assert is_whole(build(path)) and is_whole(Store(path))
+
+
+@pytest.mark.parametrize("missing", ["features", "broken", "size"])
+def test_a_store_of_another_version_is_written_again(tmp_path: Path, missing: str) -> None:
+    build(tmp_path / "store")
+    meta = json.loads((tmp_path / "store" / "store.json").read_text())
+    del meta[missing]
+    (tmp_path / "store" / "store.json").write_text(json.dumps(meta))
+    assert is_whole(build(tmp_path / "store"))
 
 
 def test_rows_that_cannot_be_read_are_not_blamed_on_the_place(tmp_path: Path) -> None:

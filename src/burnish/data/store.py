@@ -24,7 +24,7 @@ class Store:
         path: a folder made by `Store.build`.
 
     Raises:
-        Damaged: a file is missing, or not as it was written.
+        Damaged: a file is missing, not as it was written, or of another version of burnish.
     """
 
     def __init__(self, path: Path):
@@ -33,14 +33,14 @@ class Store:
             meta = json.loads((path / "store.json").read_text())
             if {name: _checksum(path / name) for name in meta["checksums"]} != meta["checksums"]:
                 raise Damaged(path)
+            self.features: list[str] = meta["features"]
+            self.broken = [BrokenRow(**row) for row in meta["broken"]]
+            """The rows that turned out to be unusable."""
+            self._size: int = meta["size"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Damaged(path) from error
-        self.features: list[str] = meta["features"]
-        self.broken = [BrokenRow(**row) for row in meta["broken"]]
-        """The rows that turned out to be unusable."""
         self._values = {name: _mapped(path / f"{name}.values.npy") for name in self.features}
         self._offsets = {name: _mapped(path / f"{name}.offsets.npy") for name in self.features}
-        self._size: int = meta["size"]
         self.remembered: Callable[[int], np.ndarray] | None = None
         """What a frozen model answered to an example, which then has a field of that name; see `Task.frozen_model`."""
 
