@@ -105,8 +105,11 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=[*WORKS], metavar="NAME")
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args(arguments)
+    if unknown := next((name for name in given.names if name not in WORKS), None):
+        parser.error(f"there is no work {unknown!r}; works: {' '.join(WORKS)}")
     if not torch.cuda.is_available():
         say("make bench-gpu needs an NVIDIA GPU that torch can use; nothing was measured.")
         return 1
@@ -115,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         subprocess.run([sys.executable, Path("scripts") / script, *names], check=True, stdout=sys.stderr)
     command, device = " ".join(["python -m benchmarks.gpu", *arguments]), torch.cuda.get_device_name()
     measured = []
-    for name in WORKS:
+    for name in given.names:
         say(f"benchmark {name} on {device}")
         load, code = os.getloadavg()[0], commit()
         results = measure(WORKS[name], given.turns, say)

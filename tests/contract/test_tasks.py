@@ -137,6 +137,13 @@ def toy(
     }
 
 
+def asked_of(name: str, toy: dict[str, dict]) -> list:
+    """Return two inputs of a task."""
+    if registry()[name].reads == "images":
+        return [str(path) for path in sorted(Path(toy[name]["data"]["train"]).rglob("*.png"))[:2]]
+    return ASKED.get(name, ["the good old king", "never a poor stone"])
+
+
 @pytest.mark.parametrize("name", registry())
 class TestTask:
     def test_is_documented(self, name: str) -> None:
@@ -179,12 +186,23 @@ class TestTask:
         resumed = burnish.train(name, terminal=QUIET, run={"dir": str(tmp_path / "stopped")}, **toy[name])
         assert result_of(resumed.path) == result_of(first.path), "does not resume bit-equal"
 
-        asked = ASKED.get(name, ["the good old king", "never a poor stone"])
-        if registry()[name].reads == "images":
-            asked = [str(path) for path in sorted(Path(toy[name]["data"]["train"]).rglob("*.png"))[:2]]
+        asked = asked_of(name, toy)
         answers = resumed.predict(asked)
         assert len(answers) == 2 and answers == resumed.predict(asked)
         assert resumed.evaluate()["metrics"] == pytest.approx(resumed.metrics["validation"], rel=1e-6)
+
+    @pytest.mark.gpu
+    def test_a_gpu_learns_what_a_processor_learns(self, name: str, toy: dict[str, dict], tmp_path: Path) -> None:
+        """Twelve steps in float32, and what the trained model answers there."""
+        losses = {}
+        for device in ("cpu", "cuda"):
+            given = {**toy[name], "run": {"dir": str(tmp_path / device), "device": device}}
+            given["train"] = {**toy[name]["train"], "length": "12 steps", "dropout": 0}
+            run = burnish.train(name, terminal=QUIET, **given)
+            losses[device] = [line["loss"] for line in run.history if "loss" in line]
+            assert len(run.predict(asked_of(name, toy))) == 2
+            assert run.evaluate()["metrics"] == pytest.approx(run.metrics["validation"], rel=1e-3, abs=1e-6)
+        assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
 
     def test_the_gradient_does_not_depend_on_how_a_step_is_cut(
         self, name: str, toy: dict[str, dict], tmp_path: Path
