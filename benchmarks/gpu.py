@@ -53,7 +53,7 @@ WORKS: dict[str, Work] = {
     "chat-1b": Work(
         "1B shape, all parameters train, chat rows of up to 1,024 tokens",
         Data("chat", train=480, held_out=4, positions=1023, shape="llama-1b"),
-        {"train": {"batch": 8, "length": "60 steps"}},
+        {"train": {"batch": 8, "length": "60 steps"}, "checkpoint": {"every": "1000 hours", "keep": 1}},
         (Goal("trl", 3, 2), Goal("trl-grouped"), Goal("trainer-bf16")),
         _SMALL,
         untimed=20,

@@ -16,7 +16,7 @@ from burnish.data.reader import content_of, find_reader, load_reader
 from burnish.engine import checkpoint
 from burnish.engine.fit import Fit, settled
 from burnish.engine.frozen import ask, opened
-from burnish.engine.guard import StopSignal
+from burnish.engine.guard import StopSignal, make_torch_exact
 from burnish.engine.hooks import Evaluate, Gradually, Log, ObeySignals, Save, sweep
 from burnish.engine.loop import Hook, Job, State, train
 from burnish.engine.profile import Profile
@@ -122,12 +122,9 @@ class Session:
         Raises:
             UserError: the weights do not fit, or the model cannot do the task.
         """
-        import torch
 
         config, plan = self.config, self.plan
-        torch.set_num_threads(plan.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore  (all of it is written first)
+        make_torch_exact(plan.threads)
         if plan.device == "cpu":
             keep_freed_memory()
         self._ask_frozen()

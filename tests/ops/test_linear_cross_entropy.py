@@ -294,12 +294,11 @@ def test_on_a_gpu_as_on_a_cpu(dtype: torch.dtype) -> None:
     right, expected = with_gradients(
         lambda h, w, b: reference(h, w, targets, b).sum(), *(x.double() for x in (hidden, weight, bias))
     )
-    on_gpu = targets.cuda()
+    on_gpu = [value.cuda() for value in (hidden, weight, bias)]
+    targets = targets.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss, gradients = with_gradients(
-            lambda h, w, b: linear_cross_entropy(h, w, on_gpu, bias=b), hidden.cuda(), weight.cuda(), bias.cuda()
-        )
+        loss, gradients = with_gradients(lambda h, w, b: linear_cross_entropy(h, w, targets, bias=b), *on_gpu)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for_loss, for_gradient = TOLERANCE[dtype]

@@ -134,6 +134,16 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def make_torch_exact(threads: int) -> None:
+    """Let torch compute the same each time, and in float32 where float32 is asked for."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore  (all of it is written first)
+    torch.backends.cudnn.allow_tf32 = False  # products' default already; convolutions would round to 10 bits
+
+
 @contextmanager
 def torch_settings_restored() -> Iterator[None]:
     """Give torch's process-wide settings back as they were: a run in a notebook changes nothing for the cells after it."""
@@ -142,12 +152,14 @@ def torch_settings_restored() -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore  (its module makes it up)
+    tf32 = torch.backends.cudnn.allow_tf32
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

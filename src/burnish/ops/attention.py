@@ -455,10 +455,11 @@ def attention(
     >>> out[0, 0, :, 0].tolist()  # the first two see each other, the third only itself
     [1.5, 1.5, 5.0]
     """
-    if dropout or rule.softcap is not None or bias is not None:
-        return _Scores.apply(query, key, value, bias, segments, rule, dropout)
-    if query.is_cuda:
+    written_out = dropout or rule.softcap is not None or bias is not None
+    if query.is_cuda and not written_out and _varlen_takes(query):
         return _varlen(query, key, value, segments, rule)
+    if written_out or query.is_cuda:
+        return _Scores.apply(query, key, value, bias, segments, rule, dropout)
     return _Flash.apply(query, key, value, segments, rule)
 
 
@@ -616,6 +617,10 @@ class _Flash(torch.autograd.Function):
 
 
 # -- GPU: torch's kernel for rows of many lengths ---------------------------------------------------------------------
+
+
+def _varlen_takes(query: torch.Tensor) -> bool:
+    return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
 
 
 def _varlen(
