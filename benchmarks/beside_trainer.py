@@ -73,8 +73,8 @@ def trainer_side(recipe: Path, side: str, seed: int, threads: int) -> Result:
 
     load_torch()
     from burnish.evaluate.measure import score
+    from burnish.models.begin import first_model
     from burnish.models.freeze import freeze
-    from burnish.models.load import build
     from burnish.run import RunFolder
     from burnish.session import Session
 
@@ -84,13 +84,13 @@ def trainer_side(recipe: Path, side: str, seed: int, threads: int) -> Result:
     with own_cache() as folder:
         session = Session(config, task_class, RunFolder(folder / "run"), Terminal(quiet=True))
         session.prepare()
-        torch.manual_seed(seed)
-        model, _ = build(task_class.auto_class, session.model_config, session.source)
-        session.task.check(model)
+        given = session.source, session.backbone, session.beginnings
+        model, _ = first_model(session.task_class.auto_class, session.model_config, seed, *given)
         freeze(model, config.freeze)
         trainer = make_trainer(session, model, side, str(folder / "trainer"), watch)
         trainer.train()
         model = trainer.model.float().eval()
+        session.task.check(model)  # only now: a detector's own loss is what Trainer learns by
         found = {
             split: session.task.metrics(score(model, session.task, store, batch=32, device="cpu"))
             for split, store in session.stores.items()

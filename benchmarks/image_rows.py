@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from burnish.data.boxes import shares
 from burnish.session import Session
 
 
@@ -37,17 +38,28 @@ class Images:
 
         image = Image.open(self.files[number] if isinstance(self.files[number], Path) else BytesIO(self.files[number]))
         pixels = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        example = self.store[number]
-        if "truth" not in example:
-            return {"pixel_values": pixels, "labels": int(example["label"][0])}
-        return {"pixel_values": pixels, "labels": example["truth"].reshape(*example["size"]).astype(np.int64)}
+        return {"pixel_values": pixels, "labels": _labels_of(self.store[number])}
+
+
+def _labels_of(example: Any) -> Any:
+    """Return the target of an encoded example as transformers' models take it."""
+    import torch
+
+    if "boxes" in example:
+        boxes = shares(example["boxes"].reshape(-1, 4), *example["shape"]).astype(np.float32)
+        return {"boxes": torch.from_numpy(boxes), "class_labels": torch.from_numpy(example["numbers"].astype(np.int64))}
+    if "truth" in example:
+        return example["truth"].reshape(*example["size"]).astype(np.int64)
+    return int(example["label"][0])
 
 
 def together(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return rows as one batch."""
+    """Return rows as one batch; the boxes of each image stay a table of their own."""
     import torch
 
-    labels = torch.from_numpy(np.stack([row["labels"] for row in rows]))
+    labels: Any = [row["labels"] for row in rows]
+    if not isinstance(labels[0], dict):
+        labels = torch.from_numpy(np.stack(labels))
     return {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": labels}
 
 

@@ -43,6 +43,7 @@ RECIPE_OF = {
     "clothes": "vit-clothes.yaml",
     "textiles": "dinov2-textiles.yaml",
     "nuclei": "segformer-nuclei.yaml",
+    "composites": "rt-detr-composites.yaml",
     "gpt3": "gpt3-prose.yaml",
     "bert": "bert-prose.yaml",
 }
@@ -54,6 +55,7 @@ ASSETS = {
     "clothes": ("fashion-mnist",),
     "textiles": ("textiles", "dinov2-small"),
     "nuclei": ("nuclei",),
+    "composites": ("composites", "dinov2-small"),
     "gpt3": ("prose",),
     "bert": ("prose",),
 }
@@ -73,6 +75,7 @@ QUICK_SETTINGS: dict[str, dict[str, Any]] = {
     "clothes": {"train": {"length": "2 steps"}},
     "textiles": {"train": {"length": "2 steps"}},
     "nuclei": {"train": {"length": "2 steps"}},
+    "composites": {"train": {"length": "2 steps"}},
     "gpt3": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "gpt3-nano", "vocab_size": 512}},
     "bert": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "bert-nano", "vocab_size": 512}},
 }
@@ -85,6 +88,13 @@ LIGHTER_SETTINGS: dict[str, dict[str, Any]] = {
     # a fifth of the photographs, the same split
     "textiles": {"data": {"train": ".assets/textiles/test", "test": []}},
     "nuclei": {"train": {"length": "200 steps"}, "augment": {"flip": "none", "rotate": 0.0, "color": 0.0}},
+    # the 300 photographs of its test side, split, not varied
+    "composites": {
+        "data": {"train": ".assets/composites/test", "test": [], "holdout": "20%"},
+        "train": {"length": "110 steps"},
+        "augment": {"flip": "none"},
+        "freeze": {"views": 1},
+    },
 }
 LIGHTER_TEST_ROWS = 2000
 QUICK_NANOGPT = ("--iterations", 40, "--warmup", 12)
@@ -127,7 +137,8 @@ def text_task(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Re
 
 def image_task(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
     """Return the results of burnish and Trainer on a task about images."""
-    sides = beside_trainer.SIDES
+    more = (beside_trainer.SAME_TIME,) if resolve(str(recipe), {})[1].name == "object-detection" else ()
+    sides = (*beside_trainer.SIDES, *more)
     return beside_trainer.interleave(recipe, sides=sides, seeds=seeds, threads=threads, say=say)
 
 
@@ -148,6 +159,7 @@ BENCHMARKS: dict[str, Callable[..., list[Result]]] = {
     "clothes": image_task,
     "textiles": image_task,
     "nuclei": image_task,
+    "composites": image_task,
     "gpt3": pretrained,
     "bert": pretrained,
 }

@@ -2,7 +2,7 @@
 
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands] [synopses]
-                             [fashion-mnist] [textiles] [trees] [nuclei] [composites] [dinov2-small]
+                             [fashion-mnist] [textiles] [trees] [nuclei] [nuclei-objects] [composites] [dinov2-small]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies. The
 synopses come from the package index of a Debian machine, and are not pinned.
@@ -511,6 +511,7 @@ ASSETS: dict[str, Asset | Made] = {
     "textiles": Asset("textiles", "textiles", pictures.textiles),
     "trees": Asset("trees", "trees", pictures.trees),
     "nuclei": Asset("nuclei", "nuclei", pictures.nuclei),
+    "nuclei-objects": Asset("nuclei", "nuclei-objects", pictures.nuclei_objects),
     "composites": Made(("fashion-mnist", "textiles"), "composites", pictures.composites),
     "dinov2-small": Asset("dinov2-small", "dinov2-small", pictures.dinov2),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),

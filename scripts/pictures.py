@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,15 @@ def trees(archive: Path, target: Path) -> None:
 
 def nuclei(archive: Path, target: Path) -> None:
     """Write squares of a photograph of cell nuclei and their masks: of the upper half many, to train with, of the lower few."""
+    _nuclei(archive, target, lambda numbers: numbers > 0)
+
+
+def nuclei_objects(archive: Path, target: Path) -> None:
+    """Write the same squares, in whose masks each nucleus has a number of its own."""
+    _nuclei(archive, target, lambda numbers: numbers)
+
+
+def _nuclei(archive: Path, target: Path, mask_of: Callable[[Any], Any]) -> None:
     import numpy as np
     from PIL import Image
 
@@ -88,7 +97,7 @@ def nuclei(archive: Path, target: Path) -> None:
                 part = slice(top, top + side), slice(left, left + side)
                 file = f"{top:03}-{left:03}.png"
                 Image.fromarray(grey[part]).save(target / name / "images" / file)
-                Image.fromarray((numbered[part] > 0).astype(np.uint8)).save(target / name / "masks" / file)
+                Image.fromarray(mask_of(numbered[part]).astype(np.uint8)).save(target / name / "masks" / file)
 
 
 #: What Fashion-MNIST's classes, in the order of their numbers, are called where they are pasted on textiles.

@@ -92,6 +92,25 @@ def bars(folder: Path, count: int, side: int = 16, seed: int = 0) -> None:
         Image.fromarray(pixels.transpose(1, 0, 2) if lies else pixels).save(path)
 
 
+def gradient_of(session: Any, micro_batch: int, mean: bool = False) -> Any:
+    """Return the gradient of the first step, cut into micro-batches; with `mean`, as a mean of their means."""
+    import torch
+
+    from burnish.engine.step import accumulate
+
+    job = session.job
+    job.loader.micro_batch = micro_batch
+    job.weights.forget_gradients()
+    batches = job.loader.step(0)
+    if mean:
+        for batch in batches:
+            loss = sum(value / max(1, batch.weights[name]) for name, value in job.task.loss(job.model, batch).items())
+            (loss / len(batches)).backward()
+    else:
+        accumulate(job.model, job.stack, job.task, batches, "cpu", 0)
+    return torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
+
+
 def patches(folder: Path, count: int, side: int = 32, seed: int = 0) -> None:
     """Write pictures of a disc and a square on noise, and their masks: 0, 1 and 3."""
     import numpy as np

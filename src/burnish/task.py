@@ -350,6 +350,12 @@ class ComparingTask(Task):
         return self.compare(self.represent(model, batch), batch.targets)
 
 
+def label_options(names: Sequence[str]) -> dict[str, Any]:
+    """Return settings for a model's config that give it a class for each name, in this order."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": numbers}
+
+
 def registry() -> dict[str, type[Task]]:
     """Return every task by name: the subclasses of `Task` found in the files of `burnish/tasks`."""
     return find_subclasses("burnish.tasks", Task)

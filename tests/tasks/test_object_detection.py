@@ -17,13 +17,12 @@ import burnish
 from burnish.data.boxes import checked
 from burnish.data.processor import make_processor
 from burnish.data.rows import Rows, find_parts
-from burnish.engine.step import accumulate
 from burnish.errors import UserError
 from burnish.models.vision import settle
 from burnish.task import BrokenRow
 from burnish.tasks.object_detection import Found
 from burnish.terminal import Terminal
-from helpers import session_of
+from helpers import gradient_of, session_of
 from shapes import folder_of_shapes
 
 QUIET = Terminal(quiet=True)
@@ -108,21 +107,6 @@ def detector(folder: Path, kind: str) -> Path:
     model.save_pretrained(str(folder))
     make_processor(64).save_pretrained(str(folder))
     return folder
-
-
-def gradient_of(session: Any, micro_batch: int, mean: bool = False) -> torch.Tensor:
-    """Return the gradient of the first step, cut into micro-batches; with `mean`, as a mean of their means."""
-    job = session.job
-    job.loader.micro_batch = micro_batch
-    job.weights.forget_gradients()
-    batches = job.loader.step(0)
-    if mean:
-        for batch in batches:
-            loss = sum(value / max(1, batch.weights[name]) for name, value in job.task.loss(job.model, batch).items())
-            (loss / len(batches)).backward()
-    else:
-        accumulate(job.model, job.stack, job.task, batches, "cpu", 0)
-    return torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

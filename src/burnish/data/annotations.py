@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 
 import yaml
 
+from burnish.data.masks import Segments
+from burnish.data.pictures import Picture
 from burnish.errors import UserError
 from burnish.task import BrokenRow, Row
 
@@ -40,6 +42,9 @@ def coco_rows(content: Mapping[str, Any], path: Path) -> Iterator[Row | BrokenRo
             else:
                 of_image[annotation["image_id"]].append(annotation)
         for image in content["images"]:
+            if (panoptic := next((one for one in of_image[image["id"]] if "segments_info" in one), None)) is not None:
+                yield _panoptic_row(image, panoptic, content["categories"], path)
+                continue
             where, found = f"{path}:{image['file_name']}", of_image[image["id"]]
             unknown = next((one["category_id"] for one in found if one["category_id"] not in names), None)
             file = _image_file(path.parent, image["file_name"])
@@ -57,13 +62,36 @@ def coco_rows(content: Mapping[str, Any], path: Path) -> Iterator[Row | BrokenRo
                 values: dict[str, Any] = {"image": str(file), "objects": objects}
                 if all(one.get("segmentation") for one in found):
                     outlines = [one["segmentation"] for one in found]
-                    values["mask"] = {"category": objects["category"], "segmentation": outlines}
+                    named = {name: objects[name] for name in ("category", "ignored")}
+                    values["mask"] = {**named, "segmentation": outlines}
                 yield Row(values, where)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: is not laid out as COCO: images with id and file_name, annotations with image_id, category_id and "
             f"bbox, categories with id and name ({error!r})."
         ) from error
+
+
+def _panoptic_row(
+    image: Mapping[str, Any], annotation: Mapping[str, Any], categories: Sequence[Mapping[str, Any]], path: Path
+) -> Row | BrokenRow:
+    """Return the row of an image with its segments, which a picture numbers.
+
+    Source: Kirillov et al. 2019 and COCO's panoptic format: the pictures lie in a folder with the name of the json.
+    """
+    where, names = f"{path}:{image['file_name']}", {one["id"]: str(one["name"]) for one in categories}
+    file = _image_file(path.parent, image["file_name"])
+    mask = _image_file(path.parent, annotation["file_name"], (path.stem, "masks", "annotations", "."))
+    unknown = next((one for one in annotation["segments_info"] if one["category_id"] not in names), None)
+    if unknown is not None:
+        return BrokenRow(where, f"has a segment of category {unknown['category_id']}, which 'categories' does not name")
+    if file is None or mask is None:
+        lacking = "image lies neither beside it nor in images/" if file is None else f"mask lies not in {path.stem}/"
+        return BrokenRow(where, f"its {lacking}")
+    named = {int(one["id"]): names[one["category_id"]] for one in annotation["segments_info"]}
+    crowds = frozenset(int(one["id"]) for one in annotation["segments_info"] if one.get("iscrowd"))
+    stuff = frozenset(str(one["name"]) for one in categories if not one.get("isthing", 1))
+    return Row({"image": str(file), "mask": Segments(Picture(str(mask), mask), named, crowds, stuff)}, where)
 
 
 def voc_row(path: Path) -> Row | BrokenRow:
@@ -161,10 +189,10 @@ def _class_names(folder: Path) -> list[str]:
     return []
 
 
-def _image_file(folder: Path, name: str) -> Path | None:
-    """Return where an image lies that an annotation in `folder` names."""
+def _image_file(folder: Path, name: str, places: Sequence[str] = _IMAGE_FOLDERS) -> Path | None:
+    """Return where an image lies that an annotation in `folder` names, in one of `places` there."""
     name = re.sub(r"\\", "/", name)
-    for place in _IMAGE_FOLDERS:
+    for place in places:
         for tried in (folder / place / name, folder / place / Path(name).name):
             if tried.is_file():
                 return tried.resolve()

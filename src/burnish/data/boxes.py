@@ -103,6 +103,16 @@ def corners(boxes: np.ndarray, order: str, height: int, width: int) -> np.ndarra
     return np.concatenate([first - second / 2, first + second / 2], 1) * scale
 
 
+def shares(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return boxes [left, top, right, bottom] in pixels as [middle x, middle y, width, height], shares of their image.
+
+    >>> shares(np.array([[1.0, 2.0, 4.0, 6.0]]), 10, 10).tolist()
+    [[0.25, 0.4, 0.3, 0.4]]
+    """
+    first, second = boxes[:, :2], boxes[:, 2:]
+    return np.concatenate([(first + second) / 2, second - first], 1) / np.array([width, height] * 2)
+
+
 def checked(objects: Objects, order: str, height: int, width: int) -> np.ndarray | str:
     """Return the boxes of an image of this size inside it, float32 [objects, 4], or what is wrong with one of them.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,21 +31,53 @@ class Shapes:
         names: of what each shows.
         outlines: of each: polygons [x, y, x, y, ...], or `{"size": [height, width], "counts": [...]}`, the lengths of runs
             outside and inside, down the columns.
+        ignored: which of them are crowds of what is not told apart; without any, none is.
     """
 
     names: list[str]
     outlines: list[Any]
+    ignored: Sequence[bool] = ()
 
 
-def mask_of(value: Any, where: str, folder: Path) -> Picture | Shapes | str:
+@dataclass(frozen=True)
+class Segments:
+    """A mask as a picture whose colours number segments, red + 256 green + 65,536 blue, as COCO's panoptic files have it.
+
+    Args:
+        names: of a segment's category, by its number; 0 is no segment.
+        ignored: numbers of crowds.
+        stuff: the categories that are not counted, such as sky.
+    """
+
+    picture: Picture
+    names: Mapping[int, str]
+    ignored: frozenset[int] = frozenset()
+    stuff: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An object, or all of some stuff, in an image.
+
+    Args:
+        inside: bool [height, width].
+        ignored: neither learned nor counted, such as a crowd.
+    """
+
+    name: str
+    inside: np.ndarray
+    ignored: bool = False
+
+
+def mask_of(value: Any, where: str, folder: Path) -> Picture | Shapes | Segments | str:
     """Return the mask that a value of a row stands for, or why it stands for none.
 
     Args:
-        value: what `picture_of` takes, or `{"category": [...], "segmentation": [...]}`, or its JSON.
+        value: what `picture_of` takes, or `{"category": [...], "segmentation": [...]}` with `ignored` if need be, or its JSON.
         where: of the row.
         folder: from which a path is taken.
     """
-    if isinstance(value, Shapes):
+    if isinstance(value, Shapes | Segments):
         return value
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
@@ -57,7 +89,7 @@ def mask_of(value: Any, where: str, folder: Path) -> Picture | Shapes | str:
         if not isinstance(names, list) or not isinstance(outlines, list) or len(names) != len(outlines):
             return "does not have as many categories as segmentations"
         problem = next((found for one in outlines if (found := _problem(one))), None)
-        return problem or Shapes([str(name) for name in names], outlines)
+        return problem or Shapes([str(name) for name in names], outlines, value.get("ignored") or ())
     return picture_of(value, where, folder)
 
 
@@ -103,24 +135,47 @@ def painted(shapes: Shapes, names: Sequence[str], height: int, width: int) -> np
     Args:
         names: of the numbers.
     """
+    mask = np.zeros((height, width), np.uint8)
+    for segment in outlined(shapes, height, width):
+        if isinstance(segment, str):
+            return segment
+        mask[segment.inside] = names.index(segment.name)
+    return mask
+
+
+def outlined(shapes: Shapes, height: int, width: int) -> Iterator[Segment | str]:
+    """Yield what each outline has inside, or why it does not fit an image of this size."""
     from PIL import Image, ImageDraw
 
-    image = Image.new("L", (width, height))
-    pen = ImageDraw.Draw(image)
-    for name, outline in zip(shapes.names, shapes.outlines, strict=True):
-        number = names.index(name)
-        if not isinstance(outline, Mapping):
-            for polygon in outline:
-                xs, ys = polygon[::2], polygon[1::2]
-                if min(xs) < -1 or min(ys) < -1 or max(xs) > width + 1 or max(ys) > height + 1:
-                    return f"a polygon of {name!r} lies outside the image, which is {width} wide and {height} high"
-                pen.polygon(polygon, fill=number)
+    crowds = shapes.ignored or [False] * len(shapes.names)
+    for name, outline, ignored in zip(shapes.names, shapes.outlines, crowds, strict=True):
+        if isinstance(outline, Mapping):
+            if list(outline["size"]) != [height, width]:
+                yield f"runs of {name!r} are for an image of another size, {outline['size']}"
+            else:
+                yield Segment(name, unpacked(outline["counts"], height, width), bool(ignored))
             continue
-        if list(outline["size"]) != [height, width]:
-            return f"runs of {name!r} are for an image of another size, {outline['size']}"
-        inside = np.repeat(np.arange(len(outline["counts"])) % 2 == 1, outline["counts"]).reshape(width, height).T
-        image.paste(number, mask=Image.fromarray(inside))
-    return np.array(image)
+        image = Image.new("1", (width, height))
+        pen = ImageDraw.Draw(image)
+        for polygon in outline:
+            xs, ys = polygon[::2], polygon[1::2]
+            if min(xs) < -1 or min(ys) < -1 or max(xs) > width + 1 or max(ys) > height + 1:
+                yield f"a polygon of {name!r} lies outside the image, which is {width} wide and {height} high"
+            pen.polygon(polygon, fill=1)
+        yield Segment(name, np.array(image), bool(ignored))
+
+
+def numbered(segments: Segments, pixels: np.ndarray) -> Iterator[Segment | str]:
+    """Yield what each segment of a picture [height, width, 3] has inside, or what is wrong with one."""
+    numbers = pixels.astype(np.int64) @ np.array([1, 256, 65_536])
+    found = set(np.unique(numbers).tolist()) - {0}
+    for number, name in segments.names.items():
+        if number not in found:
+            yield f"{segments.picture.name} has no pixel of the segment {number} ({name})"
+        else:
+            yield Segment(name, numbers == number, number in segments.ignored)
+    if strange := sorted(found - segments.names.keys()):
+        yield f"{segments.picture.name} has the segment {strange[0]}, which its json does not list"
 
 
 def shrunk(mask: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -140,6 +195,11 @@ def runs(inside: np.ndarray) -> dict[str, Any]:
     ends = np.flatnonzero(np.diff(flat.astype(np.int8))) + 1
     counts = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
     return {"size": list(inside.shape), "counts": [0, *counts] if flat[0] else counts}
+
+
+def unpacked(counts: Sequence[int] | np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return lengths of runs, as `runs` gives them, as a mask: bool [height, width]."""
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
 
 
 def tinted(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:

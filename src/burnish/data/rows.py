@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from burnish.data.boxes import objects_of
-from burnish.data.masks import is_mask, mask_of
+from burnish.data.masks import Segments, is_mask, mask_of
 from burnish.data.pictures import Picture, picture_of
 from burnish.errors import UserError, nearest
 from burnish.task import BrokenRow, Row, find_subclasses
@@ -253,7 +253,8 @@ class Rows:
         own = {file for part in self.parts for file in part.source.files(part.path)}
         named = []
         for row in self if self.columns.keys() & IMAGES else ():
-            pictures = [row.values.get(name) for name in ("image", "mask")]
+            mask = row.values.get("mask")
+            pictures = row.values.get("image"), mask.picture if isinstance(mask, Segments) else mask
             files = [one for one in pictures if isinstance(one, Picture) and isinstance(one.content, Path)]
             named += [one.digest for one in files if one.content not in own]
         return [[part.fingerprint() for part in self.parts], self.columns, self.extra, *([named] if named else [])]

@@ -1,4 +1,4 @@
-"""Mean average precision of boxes as COCO measures it: matched image by image, so that any choice of images is cheap.
+"""Mean average precision of boxes or masks as COCO measures it: matched image by image, so that any choice is cheap.
 
 Source: Lin et al. 2014 and COCO's own evaluation code, whose rules these are: all areas, 100 boxes an image and class.
 """
@@ -7,26 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from burnish.data.boxes import areas, common
-
-#: Overlaps from which a box is found, the recalls at which precision is read, and how many boxes of a class count.
+#: Overlaps from which a box or mask is found, the recalls at which precision is read, and how many of a class count.
 OVERLAPS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0, 1, 101)
 MOST_BOXES = 100
+#: What `summary` returns.
+SUMMARY = ("map", "map_50", "map_75", "mean_recall")
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What became of the boxes found in one image.
+    """What became of the boxes or masks found in one image.
 
     Args:
-        scores, labels: of each box found, best first: [found].
+        scores, labels: of each one found, best first: [found].
         hits: at each overlap, whether it is a true one: bool [found, overlaps].
         ignored: at each overlap, whether it counts neither way.
-        counts: true boxes of each class: [classes].
+        counts: true ones of each class: [classes].
     """
 
     scores: np.ndarray
@@ -37,49 +38,49 @@ class Matched:
 
 
 def match(
-    boxes: np.ndarray,
+    shared: np.ndarray,
+    sizes: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,
-    true_boxes: np.ndarray,
+    true_sizes: np.ndarray,
     true_labels: np.ndarray,
     ignored: np.ndarray,
     classes: int,
     most: int = MOST_BOXES,
 ) -> Matched:
-    """Return what is true of the boxes found in an image; the better one of two takes a true box first.
+    """Return what is true of the boxes or masks found in an image; the better one of two takes a true one first.
 
     Args:
-        boxes: found, [found, 4], with their `scores` and `labels`.
-        true_boxes: [true, 4], with their `true_labels`, and which are `ignored`: any number of boxes may lie in such a one.
-        most: so many of the best boxes found of a class count.
+        shared: area that each one found has in common with each true one: [found, true].
+        sizes: areas of what was found, with their `scores` and `labels`: [found].
+        true_sizes: of the true ones, with their `true_labels`, and which are `ignored`: any number may lie in such a one.
+        most: so many of the best ones found of a class count.
     """
     order = np.argsort(-scores, kind="stable")
-    boxes, scores, labels = boxes[order].astype(np.float64), scores[order], labels[order]
-    kept = np.concatenate([np.flatnonzero(labels == one)[:most] for one in range(classes)] or [np.zeros(0, int)])
-    kept = np.sort(kept)
-    boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-    hits = np.zeros((len(boxes), len(OVERLAPS)), bool)
+    kept = np.concatenate([np.flatnonzero(labels[order] == one)[:most] for one in range(classes)] or [np.zeros(0, int)])
+    order = order[np.sort(kept)]
+    shared, sizes, scores, labels = shared[order], sizes[order], scores[order], labels[order]
+    union = sizes[:, None] + true_sizes[None] - shared
+    overlap = shared / np.maximum(np.where(ignored, sizes[:, None], union), 1e-12)
+    hits = np.zeros((len(scores), len(OVERLAPS)), bool)
     beside = np.zeros_like(hits)
     for one in np.unique(labels):
         found, true = np.flatnonzero(labels == one), np.flatnonzero(true_labels == one)
         true = true[np.argsort(ignored[true], kind="stable")]
-        hits[found], beside[found] = _match_class(boxes[found], true_boxes[true].astype(np.float64), ignored[true])
+        hits[found], beside[found] = _match_class(overlap[np.ix_(found, true)], ignored[true])
     counts = np.bincount(true_labels[~ignored], minlength=classes)
     return Matched(scores, labels, hits, beside, counts)
 
 
-def _match_class(boxes: np.ndarray, true: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which boxes of one class, best first, are hits and which are ignored, at each overlap.
+def _match_class(overlap: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of those found of one class, best first, are hits and which are ignored, at each overlap.
 
     Args:
-        true: those that count first.
+        overlap: with each true one, those first that count: [found, true].
     """
-    shared = common(boxes, true)
-    own, theirs = areas(boxes)[:, None], areas(true)[None]
-    overlap = shared / np.maximum(np.where(ignored, own, own + theirs - shared), 1e-12)
-    hits = np.zeros((len(boxes), len(OVERLAPS)), bool)
-    beside, taken = np.zeros_like(hits), np.zeros((len(true), len(OVERLAPS)), bool)
-    for index in range(len(boxes)):
+    hits = np.zeros((len(overlap), len(OVERLAPS)), bool)
+    beside, taken = np.zeros_like(hits), np.zeros((len(ignored), len(OVERLAPS)), bool)
+    for index in range(len(overlap)):
         free = (overlap[index][:, None] >= OVERLAPS) & (~taken | ignored[:, None])
         for part, result in ((~ignored, hits), (ignored, beside)):
             places = np.flatnonzero(part)
@@ -97,7 +98,7 @@ def _match_class(boxes: np.ndarray, true: np.ndarray, ignored: np.ndarray) -> tu
 def average_precisions(images: Sequence[Matched]) -> tuple[np.ndarray, np.ndarray]:
     """Return the average precision and the recall of each class at each overlap: [classes, overlaps] both.
 
-    Classes without a true box are NaN.
+    Classes of which nothing is there are NaN.
     """
     counts = np.sum([image.counts for image in images], 0)
     scores, labels = (np.concatenate([getattr(image, name) for image in images]) for name in ("scores", "labels"))
@@ -117,3 +118,37 @@ def average_precisions(images: Sequence[Matched]) -> tuple[np.ndarray, np.ndarra
             precision[one, place] = np.append(sharp[:, place], 0.0)[at].mean()
         recall[one] = reached[-1] if len(rows) else 0.0
     return precision, recall
+
+
+def summary(images: Sequence[Matched]) -> dict[str, float]:
+    """Return COCO's means over the classes: precision over all overlaps, at 0.5 and at 0.75, and recall."""
+    precision, recall = average_precisions(images)
+    known = ~np.isnan(precision[:, 0])
+    if not known.any():  # no row drawn has an object
+        return dict.fromkeys(SUMMARY, 0.0)
+    values = precision[known].mean(), precision[known, 0].mean(), precision[known, 5].mean(), recall[known].mean()
+    return dict(zip(SUMMARY, map(float, values), strict=True))
+
+
+def table(images: Sequence[Matched], names: Sequence[str], counted: str) -> dict[str, Any]:
+    """Return a figure of the classes.
+
+    Args:
+        counted: what the numbers of true ones count, such as boxes.
+    """
+    precision, recall = average_precisions(images)
+    counts = np.sum([image.counts for image in images], 0)
+    rows = [
+        [name, int(counts[i]), float(precision[i].mean()), float(precision[i, 0]), float(recall[i].mean())]
+        for i, name in enumerate(names)
+        if counts[i]
+    ]
+    columns = ["category", counted, "average precision", "at overlap 0.5", "recall"]
+    return {"kind": "table", "title": "Categories", "columns": columns, "rows": rows}
+
+
+def mistakes(image: Matched, threshold: float) -> int:
+    """Return how many objects of an image are missed or wrongly found, of those with at least this score."""
+    given = image.scores >= threshold
+    right = int(image.hits[given, 0].sum())
+    return int(image.counts.sum()) - right + int((~image.hits[given, 0] & ~image.ignored[given, 0]).sum())

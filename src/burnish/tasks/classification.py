@@ -11,7 +11,7 @@ from pydantic import Field
 
 from burnish.config import TaskSettings, TaughtSettings
 from burnish.errors import UserError, nearest
-from burnish.task import Batch, Example, FrozenModel, Records, Row, Task
+from burnish.task import Batch, Example, FrozenModel, Records, Row, Task, label_options
 
 if TYPE_CHECKING:
     import torch
@@ -88,9 +88,7 @@ class Classification(Task):
 
     def model_options(self) -> dict[str, Any]:
         return {
-            "num_labels": len(self.names),
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {label: index for index, label in enumerate(self.names)},
+            **label_options(self.names),
             "problem_type": _PROBLEMS[self.kind],
         }
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings, Texts
 from burnish.data.augment import motion, moved, moves
-from burnish.data.masks import BACKGROUND, VOID, Shapes, painted, runs, shrunk, tinted
+from burnish.data.masks import BACKGROUND, VOID, Segments, Shapes, numbered, painted, runs, shrunk, tinted, unpacked
 from burnish.data.pictures import Decode, Decoders
 from burnish.data.processor import resize
 from burnish.errors import UserError
-from burnish.task import Batch, Example, Records, Row
-from burnish.tasks.images import ImageTask, data_of, pixels_of, refuse_blends
+from burnish.task import Batch, Example, Records, Row, Task, label_options
+from burnish.tasks.images import ImageTask, data_of, fitting, pixels_of, refuse_blends
+from burnish.tasks.mask_loss import KINDS
+from burnish.tasks.object_segmentation import ObjectSegmentation
 
 if TYPE_CHECKING:
     import torch
 
-#: Pictures of the worst errors in the report, and the pixels of their longer side.
-_MOST_SHOWN, _SHOWN_PIXELS = 24, 160
+#: Pictures of the worst errors in the report.
+_MOST_SHOWN = 24
 #: Targets that are neither learned nor counted, as torch numbers them.
 _IGNORED = -100
 
@@ -30,10 +33,20 @@ _IGNORED = -100
 class ImageSegmentationSettings(TaskSettings):
     """Say what each pixel shows."""
 
+    kind: Literal["semantic", "instance", "panoptic"] | None = None
+    """The class of each pixel, single objects with a mask each, or objects and stuff such that each pixel belongs to one.
+    Default: semantic; of a model that finds a set of masks (Mask2Former, MaskFormer), instance."""
     labels: Texts = ()
-    """Names of the masks' numbers, from 0. Default: the numbers that occur are classes, named by themselves."""
-    void: int = Field(255, ge=0, le=65_535)
-    """The number of pixels that are neither learned nor counted."""
+    """Names of the masks' numbers, from 0. Default: the numbers that occur are classes, named by themselves; where they number
+    objects, `background,object`."""
+    void: int | None = Field(None, ge=0, le=65_535)
+    """The number of pixels that are neither learned nor counted. Default: 255, and none where numbers are objects."""
+    divisor: int | None = Field(None, ge=2, le=65_535)
+    """Where masks number objects: a number is class x this + object, a smaller one is a class of stuff (Cityscapes has 1000).
+    Default: each number but 0 is an object, all of one class."""
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """Score from which an object is given as an answer, and a segment counts in panoptic segmentation. Average precision is
+    measured over all of them."""
 
 
 class ImageSegmentation(ImageTask):
@@ -55,8 +68,12 @@ class ImageSegmentation(ImageTask):
             resize(tokenizer, size.get("shortest_edge") or max(size.values()))
         numbers = np.full(65_536, -1)
         numbers[facts.get("numbers", [])] = range(len(facts.get("numbers", [])))
-        numbers[self.settings.void] = VOID
+        numbers[_void(self.settings)] = VOID
         self._number_of = numbers
+
+    @classmethod
+    def suited(cls, config: Any) -> type[Task]:
+        return _of_objects(cls) if config.model_type in KINDS else cls
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
@@ -65,17 +82,29 @@ class ImageSegmentation(ImageTask):
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: ImageSegmentationSettings) -> dict[str, Any]:
         """Return the names of the classes, and the number that each has in masks."""
-        outlined = {name for row in rows if isinstance(row.values["mask"], Shapes) for name in row.values["mask"].names}
+        given = {
+            name: value for name, value in settings if name in ("divisor", "kind") and value not in (None, "semantic")
+        }
+        if given:
+            [(name, value), *_] = given.items()
+            raise UserError(
+                f"task.{name}: {value} is for a model that finds a set of masks. Take a Mask2Former or MaskFormer "
+                "(--preset mask2former-nano), or leave it out."
+            )
+        masks = [row.values["mask"] for row in rows]
+        outlined = {name for mask in masks if isinstance(mask, Shapes) for name in mask.names}
         if outlined:
             labels = [BACKGROUND, *sorted(outlined - {BACKGROUND})]
             return _facts(labels, list(range(len(labels))))
+        if listed := {name for mask in masks if isinstance(mask, Segments) for name in mask.names.values()}:
+            return _facts(sorted(listed), list(range(len(listed))))
         if settings.labels:
             return _facts(list(settings.labels), list(range(len(settings.labels))))
         found: set[int] = set()
         with Decoders() as decoders:
             for numbers in decoders.each(rows, _numbers_in):
                 found |= numbers
-        found -= {settings.void}
+        found -= {_void(settings)}
         if len(found) < 2:
             raise UserError(
                 f"data.mask: the masks hold only the number {', '.join(map(str, found))}; there is nothing to tell."
@@ -88,11 +117,7 @@ class ImageSegmentation(ImageTask):
         return self.facts["labels"]
 
     def model_options(self) -> dict[str, Any]:
-        return {
-            "num_labels": len(self.names),
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {label: index for index, label in enumerate(self.names)},
-        }
+        return label_options(self.names)
 
     def check(self, model: Any) -> None:
         super().check(model)
@@ -111,6 +136,9 @@ class ImageSegmentation(ImageTask):
             if unknown is not None:
                 return f"{unknown!r} does not occur in the training rows (there: {', '.join(self.names[:10])})"
             truth = painted(mask, self.names, height, width)
+        elif isinstance(mask, Segments):
+            truth = self._joined(mask, decode)
+            mask = mask.picture
         else:
             truth = self._read(decode(mask, "mask"), mask.name)
         if isinstance(truth, str):
@@ -137,6 +165,20 @@ class ImageSegmentation(ImageTask):
             place = f"row {row}, column {column}"
             return f"{name} has the number {numbers[row, column]} at {place}, which is no class (they are {known})"
         return found.astype(np.uint8)
+
+    def _joined(self, mask: Segments, decode: Decode) -> np.ndarray | str:
+        """Return a mask of segments as one with our numbers of their classes, or why it has none."""
+        pixels = decode(mask.picture, "color")
+        if isinstance(pixels, str):
+            return f"{mask.picture.name} {pixels}"
+        truth = np.full(pixels.shape[:2], VOID, np.uint8)
+        for segment in numbered(mask, pixels):
+            if isinstance(segment, str):
+                return segment
+            if segment.name not in self.names:
+                return f"{segment.name!r} does not occur in the training rows (there: {', '.join(self.names[:10])})"
+            truth[segment.inside] = self.names.index(segment.name)
+        return truth
 
     def _target(self, example: Example) -> np.ndarray:
         """Return the mask as training sees it: uint8 [height, width] of the model's image."""
@@ -199,7 +241,7 @@ class ImageSegmentation(ImageTask):
         loss = functional.cross_entropy(logits, labels[None], ignore_index=VOID, reduction="sum")
         predicted = logits[0].argmax(0)
         count = lambda values: torch.bincount(values, minlength=len(self.names)).cpu().numpy()  # noqa: E731
-        shape = _fitting(*truth.shape)
+        shape = fitting(*truth.shape)
         return {
             "hits": count(predicted[counted & (predicted == labels)]),
             "found": count(predicted[counted]),
@@ -238,7 +280,7 @@ class ImageSegmentation(ImageTask):
         shown = []
         for row in np.argsort(right / pixels, kind="stable")[:_MOST_SHOWN].tolist():
             one = example(row)
-            height, width = _fitting(*one["size"].tolist())
+            height, width = fitting(*one["size"].tolist())
             image = shrunk(pixels_of(one), height, width)
             found = np.frombuffer(zlib.decompress(records["shown"][row]), np.uint8).reshape(height, width)
             both = np.concatenate([tinted(image, shrunk(_truth(one), height, width)), tinted(image, found)], 1)
@@ -277,10 +319,18 @@ class ImageSegmentation(ImageTask):
         [(_, pixels)] = self.asked_pictures([asked])
         mask = np.zeros(pixels.shape[:2], np.uint8)
         for one in answer["segments"]:
-            counts = one["mask"]["counts"]
-            inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(pixels.shape[1::-1]).T
-            mask[inside] = self.names.index(one["label"])
+            mask[unpacked(one["mask"]["counts"], *mask.shape)] = self.names.index(one["label"])
         return tinted(pixels, mask)
+
+
+@cache
+def _of_objects(task: type[Task]) -> type[Task]:
+    """Return the task as a model does it that finds a set of masks."""
+    return type(task.__name__, (ObjectSegmentation,), {"name": task.name, "Settings": task.Settings})
+
+
+def _void(settings: ImageSegmentationSettings) -> int:
+    return VOID if settings.void is None else settings.void
 
 
 def enlarged(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -294,7 +344,8 @@ def _facts(labels: list[str], numbers: list[int]) -> dict[str, Any]:
     if len(labels) >= VOID:
         raise UserError(
             f"data.mask: the masks hold {len(labels)} numbers, and at most {VOID - 1} classes are told apart. If they number "
-            "single objects, give each pixel the number of its class."
+            "single objects, take a Mask2Former or MaskFormer (--preset mask2former-nano), or give each pixel the number of "
+            "its class."
         )
     return {"labels": labels, "numbers": numbers}
 
@@ -308,12 +359,6 @@ def _numbers_in(row: Row, decode: Decode) -> set[int]:
 def _truth(example: Example) -> np.ndarray:
     """Return an example's mask as it was kept: uint8 [height, width]."""
     return example["truth"].reshape(*example["size"].tolist())
-
-
-def _fitting(height: int, width: int) -> tuple[int, int]:
-    """Return the size in which an image is shown."""
-    scale = min(1.0, _SHOWN_PIXELS / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _overlaps(hits: np.ndarray, found: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

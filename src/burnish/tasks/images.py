@@ -174,6 +174,12 @@ def pixels_of(example: Example) -> np.ndarray:
     return example["pixels"].reshape(int(height), int(width), 3)
 
 
+def fitting(height: int, width: int) -> tuple[int, int]:
+    """Return the size in which an image is shown in the report."""
+    scale = min(1.0, _SHOWN_PIXELS / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def data_of(pixels: np.ndarray) -> str:
     """Return pixels, uint8 [height, width, 3], as the address of a small picture that holds them itself."""
     from PIL import Image

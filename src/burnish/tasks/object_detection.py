@@ -13,12 +13,12 @@ from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.augment import motion, moves
-from burnish.data.boxes import checked, cut, merged, moved, tiles
+from burnish.data.boxes import areas, checked, common, cut, merged, moved, shares, tiles
 from burnish.data.pictures import Decode
 from burnish.data.processor import resize, shaped
 from burnish.errors import UserError, nearest
-from burnish.task import Batch, Example, Records, Row
-from burnish.tasks.average_precision import MOST_BOXES, average_precisions, match
+from burnish.task import Batch, Example, Records, Row, label_options
+from burnish.tasks.average_precision import MOST_BOXES, SUMMARY, match, mistakes, summary, table
 from burnish.tasks.images import ImageTask, data_of, pixels_of, refuse_blends
 from burnish.tasks.set_loss import SetLoss
 
@@ -73,7 +73,7 @@ class ObjectDetection(ImageTask):
     name = "object-detection"
     Settings = ObjectDetectionSettings
     auto_class = "AutoModelForObjectDetection"
-    metric_names = ("map", "map_50", "map_75", "mean_recall")
+    metric_names = SUMMARY
     lower_is_better = frozenset()
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
@@ -106,11 +106,7 @@ class ObjectDetection(ImageTask):
         return self.facts["labels"]
 
     def model_options(self) -> dict[str, Any]:
-        return {
-            "num_labels": len(self.names),
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {label: index for index, label in enumerate(self.names)},
-        }
+        return label_options(self.names)
 
     def check(self, model: Any) -> None:
         """Put the loss that sums in the model's place for it.
@@ -204,14 +200,9 @@ class ObjectDetection(ImageTask):
 
         assert self._loss is not None  # `check` comes before
         targets = [self._targets(example) for example in examples]
-        shares = []
-        for example, (boxes, _) in zip(examples, targets, strict=True):
-            size = np.array(example["shape"][::-1].tolist() * 2)
-            shares.append(
-                np.concatenate([boxes[:, :2] + boxes[:, 2:], 2 * (boxes[:, 2:] - boxes[:, :2])], 1) / 2 / size
-            )
+        inside = [shares(boxes, *example["shape"]) for example, (boxes, _) in zip(examples, targets, strict=True)]
         found = {
-            "boxes": _filled(shares, 0.0).astype(np.float32),
+            "boxes": _filled(inside, 0.0).astype(np.float32),
             "numbers": _filled([names for _, names in targets], -1).astype(np.int64),
             "truth": _filled([example["truth"].reshape(-1, 7) for example in examples], -1.0),
             "place": np.stack([example["place"] for example in examples]).astype(np.int64),
@@ -280,7 +271,9 @@ class ObjectDetection(ImageTask):
             found.append(whole)
             truth.append(true)
             ignored = true[:, 2] > 0
-            given = whole.boxes, whole.scores, whole.labels, true[:, 3:], true[:, 1].astype(int), ignored
+            boxes, others = whole.boxes.astype(np.float64), true[:, 3:].astype(np.float64)
+            ours = common(boxes, others), areas(boxes), whole.scores, whole.labels
+            given = *ours, areas(others), true[:, 1].astype(int), ignored
             matched.append(match(*given, len(self.names), MOST_BOXES * len(rows)))
         return {
             name: _apart(values)
@@ -294,25 +287,12 @@ class ObjectDetection(ImageTask):
 
     def metrics(self, records: Records) -> dict[str, float]:
         """COCO's mean average precision over overlaps of 0.5 to 0.95, at 0.5 and at 0.75, and its mean recall."""
-        precision, recall = average_precisions(list(records["matched"]))
-        known = ~np.isnan(precision[:, 0])
-        if not known.any():  # no row drawn has a box
-            return dict.fromkeys(self.metric_names, 0.0)
-        values = precision[known].mean(), precision[known, 0].mean(), precision[known, 5].mean(), recall[known].mean()
-        return dict(zip(self.metric_names, map(float, values), strict=True))
+        return summary(list(records["matched"]))
 
     # -- the report --------------------------------------------------------------------------------------------------
 
     def figures(self, records: Records) -> list[dict[str, Any]]:
-        precision, recall = average_precisions(list(records["matched"]))
-        counts = np.sum([image.counts for image in records["matched"]], 0)
-        rows = [
-            [name, int(counts[i]), float(precision[i].mean()), float(precision[i, 0]), float(recall[i].mean())]
-            for i, name in enumerate(self.names)
-            if counts[i]
-        ]
-        columns = ["category", "boxes", "average precision", "at overlap 0.5", "recall"]
-        return [{"kind": "table", "title": "Categories", "columns": columns, "rows": rows}]
+        return [table(list(records["matched"]), self.names, "boxes")]
 
     def caption(self, example: Example) -> str:
         counts = Counter(self.names[number] for number in self._targets(example)[1].tolist())
@@ -324,12 +304,7 @@ class ObjectDetection(ImageTask):
 
     def pictures(self, records: Records, example: Callable[[int], Example]) -> list[dict[str, Any]]:
         """Show images of which most is missed or wrongly found, what is there in one colour, what is found in another."""
-        errors = []
-        for image in records["matched"]:
-            given = image.scores >= self.settings.threshold
-            right = int(image.hits[given, 0].sum())
-            wrong = int((~image.hits[given, 0] & ~image.ignored[given, 0]).sum())
-            errors.append(int(image.counts.sum()) - right + wrong)
+        errors = [mistakes(image, self.settings.threshold) for image in records["matched"]]
         shown = []
         for photo in np.argsort(-np.array(errors), kind="stable"):
             for row in records["rows"][photo]:

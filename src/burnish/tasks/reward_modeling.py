@@ -14,7 +14,7 @@ from burnish.data.pairs import answer_to, halves, pair_of
 from burnish.data.rows import GIVEN
 from burnish.data.tokenizer import encode_texts, fill_up, pad_id
 from burnish.errors import UserError
-from burnish.task import Batch, Example, Row
+from burnish.task import Batch, Example, Row, label_options
 from burnish.tasks.pairs import PairTask
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ class RewardModeling(PairTask):
 
     def model_options(self) -> dict[str, Any]:
         return {
-            "num_labels": 1,
-            "id2label": {0: "reward"},
-            "label2id": {"reward": 0},
+            **label_options(["reward"]),
             "pad_token_id": pad_id(self.tokenizer),
         }
 

@@ -11,7 +11,7 @@ import numpy as np
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.tokenizer import fill_up, filled_up, gives_places, pad_id
 from burnish.errors import UserError, nearest
-from burnish.task import Batch, Example, Records, Row, Task
+from burnish.task import Batch, Example, Records, Row, Task, label_options
 
 if TYPE_CHECKING:
     import torch
@@ -85,9 +85,7 @@ class TokenClassification(Task):
 
     def model_options(self) -> dict[str, Any]:
         return {
-            "num_labels": len(self._names),
-            "id2label": dict(enumerate(self._names)),
-            "label2id": {tag: index for index, tag in enumerate(self._names)},
+            **label_options(self._names),
             "pad_token_id": pad_id(self.tokenizer),
         }
 
