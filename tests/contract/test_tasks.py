@@ -44,6 +44,8 @@ def toy(
     shapes_folder: Path,
     boxes_folder: Path,
     patches_folder: Path,
+    tones_folder: Path,
+    songs_folder: Path,
 ) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     return {
@@ -80,6 +82,13 @@ def toy(
             "data": {"train": str(alike_file)},
             "train": {"length": "30 steps", "batch": 8, "micro_batch": 3, "precision": "fp32"},
             "optim": {"lr": 2e-3},
+        },
+        "audio-classification": {
+            "model": {"preset": "w2v-bert-nano"},
+            "data": {"train": str(tones_folder)},
+            "augment": {"noise": 0.1, "gain": 6, "speed": 0.1, "mask_time": 0.1, "mask_frequency": 0.1},
+            "train": {"length": "24 steps", "batch": 8, "precision": "fp32", "evaluate_every": "12 steps"},
+            "optim": {"lr": 1e-3},
         },
         "image-classification": {
             "model": {"preset": "vit-nano", "image_size": 16},
@@ -180,8 +189,9 @@ class TestTask:
         assert result_of(resumed.path) == result_of(first.path), "does not resume bit-equal"
 
         asked = ASKED.get(name, ["the good old king", "never a poor stone"])
-        if registry()[name].reads == "images":
-            asked = [str(path) for path in sorted(Path(toy[name]["data"]["train"]).rglob("*.png"))[:2]]
+        if registry()[name].reads != "text":
+            kind = "*.png" if registry()[name].reads == "images" else "*.wav"
+            asked = [str(path) for path in sorted(Path(toy[name]["data"]["train"]).rglob(kind))[:2]]
         answers = resumed.predict(asked)
         assert len(answers) == 2 and answers == resumed.predict(asked)
         assert resumed.evaluate()["metrics"] == pytest.approx(resumed.metrics["validation"], rel=1e-6)

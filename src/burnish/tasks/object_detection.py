@@ -14,7 +14,7 @@ from pydantic import Field
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.augment import motion, moves
 from burnish.data.boxes import checked, cut, merged, moved, tiles
-from burnish.data.pictures import Decode
+from burnish.data.media import Decode
 from burnish.data.processor import resize, shaped
 from burnish.errors import UserError, nearest
 from burnish.task import Batch, Example, Records, Row
