@@ -17,6 +17,7 @@ import pytest
 
 from helpers import ROOT, bars, patches, preferences, sentences, sentiment_rows, squad, tagged_rows
 from shapes import folder_of_shapes
+from tones import folder_of_songs, folder_of_tones
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -148,6 +149,18 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def boxes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 60 images of up to two rectangles, and a table of their boxes."""
     return folder_of_shapes(tmp_path_factory.mktemp("boxes") / "images", 60)
+
+
+@pytest.fixture(scope="session")
+def tones_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of 30 low and 30 high sounds."""
+    return folder_of_tones(tmp_path_factory.mktemp("tones") / "tones", 60)
+
+
+@pytest.fixture(scope="session")
+def songs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 80 sounds whose tones stand for letters, and a table of the texts."""
+    return folder_of_songs(tmp_path_factory.mktemp("songs") / "songs", 80)
 
 
 @pytest.fixture(scope="session")

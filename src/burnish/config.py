@@ -90,7 +90,8 @@ class ModelSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Where the rows come from: txt, jsonl, json, csv, parquet (plain or .gz), images, folders of them, Hub dataset ids."""
+    """Where the rows come from: txt, jsonl, json, csv, parquet (plain or .gz), images, sounds, folders of them,
+    Hub dataset ids."""
 
     train: Texts = ()
     """Files, folders or Hub dataset ids to train on."""
@@ -118,6 +119,8 @@ class DataSettings(Settings):
     """Column that holds the tag of each word (token-classification)."""
     image: str = "image"
     """Column that holds an image: the name of its file, from the folder of the rows, or its bytes."""
+    audio: str = "audio"
+    """Column that holds a sound: the name of its file, from the folder of the rows, or its bytes."""
     objects: str = "objects"
     """Column that holds what an image shows: {"bbox": [...], "category": [...]}, an entry for each object
     (object-detection)."""
@@ -153,7 +156,7 @@ class DataSettings(Settings):
 
 
 class AugmentSettings(Settings):
-    """How training varies images from epoch to epoch; what becomes of one depends on seed, epoch and row alone."""
+    """How training varies images and sounds from epoch to epoch; what becomes of one depends on seed, epoch and row alone."""
 
     flip: Literal["none", "horizontal", "both"] = "none"
     """Mirror left and right, or also top and bottom, each half of the time."""
@@ -171,6 +174,21 @@ class AugmentSettings(Settings):
     """Blend each image and its label with the next one's of the step; 0.2 blends a little, 1 evenly often; 0 is off."""
     cutmix: float = Field(0.0, ge=0, le=10)
     """Paste a rectangle of the next image of the step over each; 1 is usual, 0 is off."""
+    noise: float = Field(0.0, ge=0, le=10)
+    """Add noise to a sound: at most so loud beside it; 0.1 is 20 decibels below."""
+    gain: float = Field(0.0, ge=0, le=60)
+    """Make it louder or softer by at most so many decibels."""
+    speed: float = Field(0.0, ge=0, le=0.5)
+    """Play it faster or slower by at most this share; its pitch follows."""
+    mask_time: float = Field(0.0, ge=0, le=1)
+    """Silence two stretches of it, each of at most this share of its length."""
+    mask_frequency: float = Field(0.0, ge=0, le=1)
+    """Remove two bands of its frequencies, each of at most this share of the mel scale."""
+
+
+#: Settings of `augment` for sounds, and for images.
+SOUNDS = frozenset({"noise", "gain", "speed", "mask_time", "mask_frequency"})
+PICTURES = frozenset(AugmentSettings.model_fields) - SOUNDS
 
 
 class FreezeSettings(Settings):
@@ -183,8 +201,8 @@ class FreezeSettings(Settings):
     thaw: SomeDurationText | None = None
     """Time after which the topmost of the frozen layers begins to train, and after as long again the next one below it."""
     views: int = Field(0, ge=0, le=1000)
-    """Where images are varied: how many variations of each the frozen layers see, used in turn, so that they can be kept. 0:
-    another in every epoch, and nothing is kept."""
+    """Where images or sounds are varied: how many variations of each the frozen layers see, used in turn, so that
+    they can be kept. 0: another in every epoch, and nothing is kept."""
     cache: Annotated[str, AfterValidator(_cache_word)] = "auto"
     """Keep what the frozen layers give for each row, so that they are computed once: auto, off, or a folder for it."""
 

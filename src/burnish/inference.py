@@ -102,7 +102,7 @@ class Opened:
         """Return the task's answer to each input, in order.
 
         Args:
-            asked: the columns in `asks`, or a value for the first of them: a text, or a path, pixels or image of PIL's.
+            asked: the columns in `asks`, or a value for the first of them: text, path, pixels, samples or an image of PIL's.
 
         Raises:
             UserError: an empty text, a missing column, or a wrong setting of generation.
@@ -238,6 +238,9 @@ def _task_of(folder: Path) -> str:
 
     names = {
         "AutoModel": modeling_auto.MODEL_MAPPING_NAMES,
+        "AutoModelForAudioClassification": modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+        "AutoModelForCTC": modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES,
+        "AutoModelForSpeechSeq2Seq": modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
         "AutoModelForCausalLM": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         "AutoModelForMaskedLM": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -253,7 +256,8 @@ def _task_of(folder: Path) -> str:
     }
     architectures = read_config(folder).get("architectures") or []
     for task in registry().values():
-        known = {*names.get(task.auto_class, {}).values(), *own.HEADS.get(task.auto_class, [])}
+        heads = (task.auto_class, *task.auto_classes)
+        known = {one for head in heads for one in [*names.get(head, {}).values(), *own.HEADS.get(head, [])]}
         if task.opens_by_default and known & set(architectures):
             return task.name
     raise UserError(f"{folder}: its architecture {architectures} names no task; give --task ({', '.join(registry())}).")

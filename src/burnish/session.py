@@ -77,7 +77,7 @@ class Session:
         stored = Plan.from_json(self.folder.read_json(self.folder.plan)) if self.resuming else None
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
         self.backbone = model_folder(config.model.backbone, None) if config.model.backbone else None
-        preset = preset_of(config).options if config.model.preset is not None else None
+        preset = preset_of(config) if config.model.preset is not None else None
         self.task_class = self.task_class.suited(first_config(config, self.source))
         refuse_new_tokens(config, self.task_class)
         self.splits = find_rows(config, self.task_class)
@@ -91,7 +91,7 @@ class Session:
         else:
             pretrained, find = self.source or self.backbone, partial(model_folder, revision=None)
             given = pretrained, preset, self.splits, find, self.terminal.say
-            reader = find_reader(self.task_class, config.model, *given)
+            reader = find_reader(self.task_class, config.model, facts, *given)
             extend(reader, config)
         self.beginnings = beginnings(reader, config)
         self.task = self.task_class(config.task, reader, facts)

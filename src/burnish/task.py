@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 Example = dict[str, "np.ndarray"]
-"""One encoded example: named 1-D arrays. Its length is that of the field `input_ids`; an image's is its number `positions`."""
+"""One encoded example: named 1-D arrays. Its length is that of the field `input_ids`; of an image or a sound it is
+the number `positions`."""
 
 Records = dict[str, "np.ndarray"]
 """What evaluation keeps: named arrays with one entry per example, from which every metric is computed."""
@@ -101,7 +102,7 @@ class Task(ABC):
 
     Args:
         settings: the `task` group of the recipe, of the task's own `Settings` class.
-        tokenizer: the model's tokenizer, or its image processor.
+        tokenizer: the model's reader: its tokenizer, image processor or feature extractor, or the last with a tokenizer.
         facts: what `learn` found in the training rows (JSON-able; stored with the run).
     """
 
@@ -112,10 +113,15 @@ class Task(ABC):
     Settings: ClassVar[type[TaskSettings]] = TaskSettings
     auto_class: ClassVar[str]
     """The transformers Auto class that adds this task's head to a backbone."""
-    reads: ClassVar[Literal["text", "images"]] = "text"
-    """What its rows are: text that a tokenizer reads, or images that an image processor does."""
+    reads: ClassVar[Literal["text", "images", "audio"]] = "text"
+    """What its rows are: text that a tokenizer reads, images that an image processor does, or sounds that a feature
+    extractor does."""
+    writes: ClassVar[bool] = False
+    """Whether what it makes of sounds is text, so that its reader has a tokenizer too."""
+    auto_classes: ClassVar[tuple[str, ...]] = ()
+    """Others that do this task too, by `suited`."""
     augment: AugmentSettings = AugmentSettings()
-    """How training varies images; set by the engine."""
+    """How training varies images and sounds; set by the engine."""
     opens_by_default: ClassVar[bool] = True
     """Whether a model folder with this head, and no run around it, is taken to be for this task."""
     metric_names: tuple[str, ...]
@@ -288,7 +294,14 @@ class Task(ABC):
     @property
     def example_input(self) -> str:
         """What stands for an input where its use is shown."""
-        return "photo.jpg" if self.reads == "images" else "..."
+        return {"images": "photo.jpg", "audio": "speech.wav"}.get(self.reads, "...")
+
+    def sight(self, model: Any) -> Any:
+        """Return what a model on the meta device makes of the largest row (`burnish.models.vision.Sight`).
+
+        None: its rows are text, of which `train.sequence` says how long they are.
+        """
+        return None
 
     def previews(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Return figures of some examples as training sees them."""

@@ -52,6 +52,8 @@ def toy(
     shapes_folder: Path,
     boxes_folder: Path,
     patches_folder: Path,
+    tones_folder: Path,
+    songs_folder: Path,
 ) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     return {
@@ -88,6 +90,13 @@ def toy(
             "data": {"train": str(alike_file)},
             "train": {"length": "30 steps", "batch": 8, "micro_batch": 3, "precision": "fp32"},
             "optim": {"lr": 2e-3},
+        },
+        "audio-classification": {
+            "model": {"preset": "w2v-bert-nano"},
+            "data": {"train": str(tones_folder)},
+            "augment": {"noise": 0.1, "gain": 6, "speed": 0.1, "mask_time": 0.1, "mask_frequency": 0.1},
+            "train": {"length": "24 steps", "batch": 8, "precision": "fp32", "evaluate_every": "12 steps"},
+            "optim": {"lr": 1e-3},
         },
         "image-classification": {
             "model": {"preset": "vit-nano", "image_size": 16},
@@ -154,8 +163,10 @@ def toy(
 
 def asked_of(name: str, toy: dict[str, dict]) -> list:
     """Return two inputs of a task."""
-    if registry()[task_of(name)].reads == "images":
-        return [str(path) for path in sorted(Path(toy[name]["data"]["train"]).rglob("*.png"))[:2]]
+    reads = registry()[task_of(name)].reads
+    if reads != "text":
+        kind = "*.png" if reads == "images" else "*.wav"
+        return [str(path) for path in sorted(Path(toy[name]["data"]["train"]).rglob(kind))[:2]]
     return ASKED.get(name, ["the good old king", "never a poor stone"])
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 import burnish
 from burnish.config import Config
-from burnish.data import pictures
-from burnish.data.pictures import Decoder, Decoders, Picture, picture_of
+from burnish.data import media
+from burnish.data.media import Decoder, Decoders
+from burnish.data.pictures import Picture, picture_of
 from burnish.data.rows import Rows, find_parts
 from burnish.errors import UserError
 from burnish.task import BrokenRow, Row
@@ -151,7 +152,7 @@ def test_a_decoder_that_hangs_or_dies_is_replaced(monkeypatch: pytest.MonkeyPatc
     made._child.kill()
     made._child.wait()
     assert isinstance(made.decode(good, "color"), np.ndarray), "a dead child is noticed before it is used"
-    monkeypatch.setattr(pictures, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(media, "MOST_SECONDS", 0.0)
     assert "within the memory and time" in made.decode(png(4000, 4000), "color")
     monkeypatch.undo()
     assert isinstance(made.decode(good, "color"), np.ndarray)
@@ -294,7 +295,7 @@ def test_idx_files(tmp_path: Path) -> None:
 def test_images_are_a_setting_of_image_tasks_only(tmp_path: Path, text_file: Path) -> None:
     assert Config().augment.flip == "none"
     for given, reason in (
-        ({"augment": {"flip": "both"}}, "augment.flip: only images are varied"),
+        ({"augment": {"flip": "both"}}, "augment.flip: only images and sounds are varied"),
         ({"model": {"preset": "gpt2-nano", "image_size": 32}}, "model.image_size: text-generation reads text"),
         ({"model": {"preset": "vit-nano"}}, "model.preset: vit-nano reads images, and text-generation is about text"),
     ):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from burnish.config import AugmentSettings
+from burnish.config import PICTURES, AugmentSettings
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +20,8 @@ _GREY = 0.5
 
 
 def is_on(settings: AugmentSettings) -> bool:
-    """Return whether anything is varied."""
-    return settings != AugmentSettings()
+    """Return whether anything is varied of images."""
+    return settings.model_dump(include=set(PICTURES)) != AugmentSettings().model_dump(include=set(PICTURES))
 
 
 def blends(settings: AugmentSettings) -> bool:

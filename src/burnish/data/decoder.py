@@ -1,7 +1,9 @@
-"""The child process that decodes images for `burnish.data.pictures`: it knows no file and little memory is allowed to it.
+"""The child process that decodes for `burnish.data.media`: it knows no file and little memory is allowed to it.
 
-It reads from standard input a kind (1 byte: c or m), a size (8 bytes) and as many bytes of an image file, and writes height,
-width (4 bytes each), a size (8 bytes) and the pixels; height 0 means that words follow instead, of why there are none.
+It reads from standard input a kind (1 byte: c, m or s), of a sound the samples a second that it shall have and the most
+seconds that it may take (4 bytes each), a size (8 bytes) and as many bytes of a file. It writes height and width (of a
+sound 1 and its samples, 4 bytes each), a size (8 bytes) and the pixels or samples; height 0 means that words follow
+instead, of why there are none.
 """
 
 from __future__ import annotations
@@ -23,9 +25,15 @@ _STRIP_BYTES = 1 << 20
 
 _KINDS = ("PNG", "JPEG", "WEBP")
 
+#: Samples a second and channels that a sound may have.
+RATES, MOST_CHANNELS = (1_000, 384_000), 32
+#: Numbers that are decoded at once, of all channels.
+_BLOCK = 1 << 18
+_SOUNDS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
+
 
 class _Unfit(Exception):
-    """Why an image has no pixels for us."""
+    """Why a file has no pixels or samples for us."""
 
 
 def opened(content: bytes, kind: str) -> Any:
@@ -98,16 +106,58 @@ def _strips(image: Any, kind: str) -> Iterator[bytes]:
             yield bytes(wide)
 
 
+def heard(content: bytes, rate: int, seconds: int) -> bytes:
+    """Return the mean of a sound's channels at `rate`, as int16.
+
+    Raises:
+        _Unfit: it cannot be used, or is longer than `seconds`.
+    """
+    import numpy as np
+    import soundfile
+    import soxr
+
+    with soundfile.SoundFile(BytesIO(content)) as file:
+        if file.format not in _SOUNDS:
+            raise _Unfit(f"is {file.format}; WAV, FLAC, MP3 and OGG are read: convert it once")
+        if not RATES[0] <= file.samplerate <= RATES[1]:
+            raise _Unfit(f"has {file.samplerate:,} samples a second, not {RATES[0]:,} to {RATES[1]:,}")
+        if file.channels > MOST_CHANNELS:
+            raise _Unfit(f"has {file.channels:,} channels, more than {MOST_CHANNELS}")
+        if file.frames == 0:
+            raise _Unfit("holds no sound: 0 frames")
+        turned = soxr.ResampleStream(file.samplerate, rate, 1) if file.samplerate != rate else None
+        pieces, done = [], 0
+        while len(block := file.read(max(1, _BLOCK // file.channels), dtype="float32", always_2d=True)):
+            done += len(block)
+            if done > seconds * file.samplerate:
+                raise _Unfit(f"is longer than {seconds} seconds; cut it into pieces")
+            block = block.mean(1)
+            pieces.append(sixteen(turned.resample_chunk(block) if turned else block))
+        if turned:
+            pieces.append(sixteen(turned.resample_chunk(np.zeros(0, np.float32), last=True)))
+    samples = b"".join(pieces)
+    if not samples:
+        raise _Unfit("holds no sound")
+    return samples
+
+
+def sixteen(samples: Any) -> Any:
+    """Return samples from -1 to 1 as int16, cut off where they are louder."""
+    import numpy as np
+
+    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+
+
 def main() -> None:
     """Answer until there is nothing more to read."""
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     warnings.simplefilter("ignore")
     read, write = sys.stdin.buffer, sys.stdout.buffer
-    while header := read.read(9):
-        letter, size = struct.unpack("<cQ", header)
+    while header := read.read(17):
+        letter, rate, seconds, size = struct.unpack("<cIIQ", header)
         kind, content = letter.decode(), read.read(size)
         try:
-            image = opened(content, kind)
+            found = heard(content, rate, seconds) if kind == "s" else opened(content, kind)
         except MemoryError:
             raise
         except Exception as error:  # the boundary of a process: whatever a decoder says of a file is its reason
@@ -115,17 +165,22 @@ def main() -> None:
             words = known.encode()
             write.write(struct.pack("<IIQ", 0, 0, len(words)) + words)
         else:
-            size = image.width * image.height * (3 if kind == "c" else 2)
-            write.write(struct.pack("<IIQ", image.height, image.width, size))
-            for strip in _strips(image, kind):
-                write.write(strip)
-            del image  # before the next one needs the memory
+            if isinstance(found, bytes):
+                write.write(struct.pack("<IIQ", 1, len(found) // 2, len(found)))
+                write.write(found)
+            else:
+                size = found.width * found.height * (3 if kind == "c" else 2)
+                write.write(struct.pack("<IIQ", found.height, found.width, size))
+                for strip in _strips(found, kind):
+                    write.write(strip)
+            del found  # before the next one needs the memory
         write.flush()
 
 
 def _short(error: Exception) -> str:
     """Return what a decoder says of a file, without what it says of itself."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = text.rpartition("BytesIO object at ")[2].partition(">: ")[2] or text  # after soundfile's "Error opening"
     return "no image of a known kind" if text.startswith("cannot identify") else text[:120]
 
 

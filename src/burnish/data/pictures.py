@@ -1,62 +1,23 @@
-"""Images as rows have them, decoded one at a time in child processes with little memory and little time."""
+"""Images as rows have them."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import struct
-import subprocess
-import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-#: A larger file is refused unread.
-MOST_FILE_BYTES = 256 * 2**20
-#: Longest that decoding one image may take.
-MOST_SECONDS = 60.0
+from burnish.data.media import Medium, file_of
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image, not decoded yet.
+class Picture(Medium):
+    """An image; its pixels, where it is decoded already: uint8 [height, width] or [height, width, 3]."""
 
-    Args:
-        name: what people know it by: its file, or the row that holds it.
-        content: the path of a file, the bytes of one, or pixels: uint8 [height, width] or [height, width, 3].
-    """
-
-    name: str
-    content: Path | bytes | np.ndarray
-
-    def read(self) -> bytes:
-        """Return the bytes of the file, or of the pixels.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        if isinstance(self.content, Path):
-            return self.content.read_bytes()
-        return self.content if isinstance(self.content, bytes) else self.content.tobytes()
-
-    @cached_property
-    def digest(self) -> str:
-        """The sha256 of the content; of a file that cannot be read, of its name."""
-        try:
-            return hashlib.sha256(self.read()).hexdigest()
-        except OSError:
-            return hashlib.sha256(self.name.encode()).hexdigest()
-
-    def __str__(self) -> str:
-        return self.name
+    def decoded(self, kind: str, rate: int) -> np.ndarray:
+        pixels = self.content
+        assert isinstance(pixels, np.ndarray)  # asked of such content
+        grey = kind == "color" and pixels.ndim == 2
+        return np.broadcast_to(pixels[..., None], (*pixels.shape, 3)) if grey else pixels
 
 
 def picture_of(value: Any, where: str, folder: Path) -> Picture | str:
@@ -69,15 +30,10 @@ def picture_of(value: Any, where: str, folder: Path) -> Picture | str:
     """
     if isinstance(value, Picture):
         return value
-    if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes | bytearray):
-        return Picture(where, bytes(value)) if value else "is empty"
-    if isinstance(value, str | os.PathLike):
-        path = folder / Path(value).expanduser()
-        if "://" in str(value):
-            return f"{str(value)[:80]!r} is an address; nothing is fetched: give a file"
-        return Picture(str(path), path) if path.is_file() else f"{str(path)!r} is no file"
+    found = file_of(value, where, folder, Picture)
+    if not isinstance(found, tuple):
+        return found
+    [value] = found
     if hasattr(value, "convert"):
         value = np.asarray(value.convert("RGB"))
     if isinstance(value, np.ndarray):
@@ -88,121 +44,3 @@ def picture_of(value: Any, where: str, folder: Path) -> Picture | str:
             else f"has pixels of {value.dtype} {value.shape}, not uint8 [height, width, 3]"
         )
     return f"is {type(value).__name__}, not an image"
-
-
-class Decoder:
-    """A child process that decodes images (`burnish.data.decoder`); one that crashes or hangs is replaced."""
-
-    def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def decode(self, content: bytes, kind: str) -> np.ndarray | str:
-        """Return the pixels of an image, or why it has none.
-
-        Args:
-            content: of the file.
-            kind: "color": uint8 [height, width, 3], turned upright; "mask": the stored numbers, uint16 [height, width].
-        """
-        child = self._started()
-        timer = threading.Timer(MOST_SECONDS, child.kill)
-        timer.start()
-        try:
-            assert child.stdin is not None and child.stdout is not None  # pipes
-            child.stdin.write(struct.pack("<cQ", kind[:1].encode(), len(content)))
-            child.stdin.write(content)
-            child.stdin.flush()
-            height, width, size = struct.unpack("<IIQ", _exactly(child.stdout, 16))
-            answer = _exactly(child.stdout, size)
-        except (OSError, EOFError):
-            self.close()
-            return "could not be decoded within the memory and time that an image may take"
-        finally:
-            timer.cancel()
-        if height == 0:
-            return answer.decode("utf-8", "replace")
-        pixels = np.frombuffer(answer, np.uint8 if kind == "color" else np.uint16)
-        return pixels.reshape((height, width, 3) if kind == "color" else (height, width))
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._child.poll() is not None:
-            command = [sys.executable, "-P", "-m", "burnish.data.decoder"]
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._child = subprocess.Popen(command, **pipes)
-        return self._child
-
-    def close(self) -> None:
-        """End the child."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
-                with suppress(OSError):
-                    pipe.close()  # type: ignore  (a pipe)
-
-
-def _exactly(stream: Any, size: int) -> bytes:
-    found = stream.read(size)
-    if len(found) != size:
-        raise EOFError
-    return found
-
-
-Decode = Callable[[Picture, str], "np.ndarray | str"]
-"""Returns the pixels of a picture as a kind ("color" or "mask"), or why it has none."""
-
-
-class Decoders:
-    """Some decoders, used by as many threads.
-
-    >>> with Decoders(2) as decoders:
-    ...     list(decoders.each([1, 2, 3], lambda number, decode: 10 * number))
-    [10, 20, 30]
-    """
-
-    def __init__(self, count: int | None = None):
-        self.count = count or os.cpu_count() or 1
-        self._own = threading.local()
-        self._all: list[Decoder] = []
-
-    def __enter__(self) -> Decoders:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for decoder in self._all:
-            decoder.close()
-
-    def decode(self, picture: Picture, kind: str = "color") -> np.ndarray | str:
-        """Return the pixels of a picture, or why it has none."""
-        if isinstance(picture.content, np.ndarray):
-            pixels = picture.content
-            if kind == "color" and pixels.ndim == 2:
-                return np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
-            return pixels
-        try:
-            if isinstance(picture.content, Path) and picture.content.stat().st_size > MOST_FILE_BYTES:
-                return f"is larger than {MOST_FILE_BYTES // 2**20} MiB"
-            content = picture.read()
-        except OSError as error:
-            return f"cannot be read ({error.strerror})"
-        if not content:
-            return "is empty"
-        if not hasattr(self._own, "decoder"):
-            self._own.decoder = Decoder()
-            self._all.append(self._own.decoder)
-        return self._own.decoder.decode(content, kind)
-
-    def each(self, items: Iterable[Any], work: Callable[[Any, Decode], Any]) -> Iterator[Any]:
-        """Yield `work(item, decode)` of each item, in order; some are under way at once."""
-        waiting: deque[Future[Any]] = deque()
-        with ThreadPoolExecutor(self.count, thread_name_prefix="decoder") as pool:
-            try:
-                for item in items:
-                    waiting.append(pool.submit(work, item, self.decode))
-                    if len(waiting) > 4 * self.count:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()

@@ -31,7 +31,7 @@ class Splits:
     """Identifies content, columns and split: equal if and only if the rows are."""
     broken: list[BrokenRow] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
-    """Of each split but training: how many of its images are training images too, and the first of them."""
+    """Of each split but training: how many of its images or sounds are training ones too, and the first of them."""
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -93,19 +93,20 @@ def find_rows(config: Config, task: type[Task]) -> Splits:
         for name, rows in (("train", train), ("validation", validation), ("test", found.get("test")))
         if rows is not None
     }
-    twice = _twice(found) if task.reads == "images" else []
+    twice = _twice(found, task.reads) if task.reads != "text" else []
     return Splits(train, validation, found.get("test"), key, broken, twice, counts)
 
 
-def _twice(found: Mapping[str, Rows]) -> list[str]:
-    """Say which images of other splits are training images too."""
+def _twice(found: Mapping[str, Rows], reads: str) -> list[str]:
+    """Say which images or sounds of other splits are training ones too."""
+    what, column = ("images", "image") if reads == "images" else ("sounds", "audio")
     others = [split for split in found if split != "train"]
-    known = {row.values["image"].digest: row.where for row in found["train"]} if others else {}
+    known = {row.values[column].digest: row.where for row in found["train"]} if others else {}
     said = []
     for split in others:
-        pairs = [(row.where, known[digest]) for row in found[split] if (digest := row.values["image"].digest) in known]
+        pairs = [(row.where, known[digest]) for row in found[split] if (digest := row.values[column].digest) in known]
         if pairs:
-            said.append(f"{len(pairs):,} {split} images are training images too, such as {pairs[0][0]} ({pairs[0][1]})")
+            said.append(f"{len(pairs):,} {split} {what} are training {what} too, such as {pairs[0][0]} ({pairs[0][1]})")
     return said
 
 
@@ -115,7 +116,7 @@ def encode(
     """Return the store of each split; rows that were encoded the same way before are not encoded again.
 
     Args:
-        content: of the task's tokenizer or processor (`burnish.data.reader.content_of`).
+        content: of the task's reader (`burnish.data.reader.content_of`).
 
     Raises:
         UserError: more rows than allowed turn out to be broken.

@@ -10,7 +10,7 @@ import numpy as np
 from burnish.errors import UserError
 
 _SIDES = ("height", "width")
-_FILES = ("preprocessor_config.json", "processor_config.json")
+FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def load_processor(folder: Path, size: int | None = None) -> Any:
@@ -24,9 +24,9 @@ def load_processor(folder: Path, size: int | None = None) -> Any:
     """
     from transformers import AutoImageProcessor
 
-    if not any((folder / name).is_file() for name in _FILES):
+    if not any((folder / name).is_file() for name in FILES):
         raise UserError(
-            f"{folder}: holds no image processor ({_FILES[0]}), so it is not known what its model was shown."
+            f"{folder}: holds no image processor ({FILES[0]}), so it is not known what its model was shown."
         )
     try:
         processor = AutoImageProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)

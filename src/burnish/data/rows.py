@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from burnish.data.boxes import objects_of
+<<<<<<< HEAD
 from burnish.data.masks import Segments, is_mask, mask_of
 from burnish.data.pictures import Picture, picture_of
+=======
+from burnish.data.masks import is_mask, mask_of
+from burnish.data.media import Medium
+from burnish.data.pictures import picture_of
+from burnish.data.sounds import sound_of
+>>>>>>> wt-speech
 from burnish.errors import UserError, nearest
 from burnish.task import BrokenRow, Row, find_subclasses
 
@@ -24,10 +31,13 @@ MOST_BROKEN = 0.01
 GIVEN = "given"
 #: Columns, by the tasks' names, that hold text.
 TEXTS = frozenset({"text", "prompt", "pair", "target", "question", "context", "anchor", "positive", "negative"})
-#: Columns, by the tasks' names, that hold an image; where a row has none of the name, its `file_name` is one.
-IMAGES = frozenset({"image"})
-#: What a table beside images is called; it has the name of each in the column `file_name`.
+#: Columns, by the tasks' names, that hold an image or a sound, and what makes one of a value; where a row has none of the
+#: name, its `file_name` is one.
+MEDIA: dict[str, Callable[[Any, str, Path], Medium | str]] = {"image": picture_of, "audio": sound_of}
+#: What a table beside images or sounds is called; it has the name of each in the column `file_name`.
 METADATA = "metadata"
+#: What Kaldi calls its list of sounds; what is said in them stands beside it.
+KALDI = "wav.scp"
 
 
 class Source(ABC):
@@ -37,7 +47,7 @@ class Source(ABC):
     """The kind, as `burnish info` lists it."""
     endings: ClassVar[tuple[str, ...]] = ()
     """File endings this source reads; each also with `.gz`."""
-    reads: ClassVar[frozenset[str]] = frozenset({"text", "images"})
+    reads: ClassVar[frozenset[str]] = frozenset({"text", "images", "audio"})
     """For which tasks it is (`Task.reads`)."""
     names_files: ClassVar[bool] = False
     """Whether its rows only name the files, which are read when they are needed; such rows are always kept."""
@@ -100,7 +110,7 @@ def find_parts(
             _refuse_folder_of_splits(path, setting, reads)
             paths = [file for file in sorted(path.rglob("*")) if _ending(file, by_ending) and file.is_file()]
             paths = [file for file in paths if not any(piece.startswith(".") for piece in file.relative_to(path).parts)]
-            if reads == "images":
+            if reads != "text":
                 paths = _describing(paths, objects, setting)
             # beside other kinds of data a .json describes them, such as the state.json of a stored data set
             paths = [file for file in paths if _ending(file, by_ending) != ".json"] or paths
@@ -122,12 +132,12 @@ def find_parts(
 
 
 def _describing(paths: list[Path], objects: bool, setting: str) -> list[Path]:
-    """Return the files that say of a folder's images what is asked, or the images where none does.
+    """Return the files that say of a folder's images or sounds what is asked, or those where none does.
 
     Raises:
         UserError: several files in COCO's format do.
     """
-    if tables := [file for file in paths if file.name.partition(".")[0] == METADATA]:
+    if tables := [file for file in paths if file.name.partition(".")[0] == METADATA or file.name == KALDI]:
         return tables
     paths = [file for file in paths if not is_mask(file)] or paths
     annotations = [file for file in paths if _ending(file, (".xml",))]
@@ -154,13 +164,13 @@ def _ending(path: Path, known: Iterable[str]) -> str:
 
 
 def _refuse_folder_of_splits(path: Path, setting: str, reads: str) -> None:
-    """Refuse a folder of images whose parts are the splits: taken as one, it would train on what it is tested on.
+    """Refuse a folder of images or sounds whose parts are the splits: taken as one, it would train on what it is tested on.
 
     Raises:
         UserError: it is one.
     """
     splits = [name for name in ("train", "validation", "val", "valid", "test") if (path / name).is_dir()]
-    if reads == "images" and len(splits) > 1 and "train" in splits:
+    if reads != "text" and len(splits) > 1 and "train" in splits:
         raise UserError(
             f"{setting}: {path} holds the folders {', '.join(splits)}; give one for each split: {path / 'train'}."
         )
@@ -212,7 +222,7 @@ class Rows:
         """
         values = {}
         for name, column in [*self.columns.items(), *((column, column) for column in self.extra)]:
-            if name in IMAGES and column not in row.values and "file_name" in row.values:
+            if name in MEDIA and column not in row.values and "file_name" in row.values:
                 column = "file_name"
             if column not in row.values:
                 return BrokenRow(row.where, f"has no column {column!r} (its columns: {_names(row.values)})")
@@ -223,8 +233,8 @@ class Rows:
                 or (isinstance(value, str) and not value.strip())
             ):
                 return BrokenRow(row.where, f"{column!r} is empty")
-            if name in IMAGES:
-                value = picture_of(value, row.where, folder)
+            if name in MEDIA:
+                value = MEDIA[name](value, row.where, folder)
                 if isinstance(value, str):
                     return BrokenRow(row.where, f"{column!r} {value}")
             if name == "mask":
@@ -249,13 +259,19 @@ class Rows:
         return ", ".join(f"--data.{name}" for name in names)
 
     def fingerprint(self) -> list[Any]:
-        """Return what identifies these rows: the content of the files, of the images they name, and the columns used."""
+        """Return what identifies these rows: the content of the files and of the media they name, and the columns."""
         own = {file for part in self.parts for file in part.source.files(part.path)}
         named = []
+<<<<<<< HEAD
         for row in self if self.columns.keys() & IMAGES else ():
             mask = row.values.get("mask")
             pictures = row.values.get("image"), mask.picture if isinstance(mask, Segments) else mask
             files = [one for one in pictures if isinstance(one, Picture) and isinstance(one.content, Path)]
+=======
+        for row in self if self.columns.keys() & MEDIA.keys() else ():
+            media = [row.values.get(name) for name in (*MEDIA, "mask")]
+            files = [one for one in media if isinstance(one, Medium) and isinstance(one.content, Path)]
+>>>>>>> wt-speech
             named += [one.digest for one in files if one.content not in own]
         return [[part.fingerprint() for part in self.parts], self.columns, self.extra, *([named] if named else [])]
 
@@ -376,7 +392,7 @@ class Holdout:
     def _position(self, row: Row) -> float:
         # By the first column: seeing one answer to a prompt in training would give the others away.
         content = next(iter(row.values.values()))
-        content = content.digest if isinstance(content, Picture) else str(content).strip()
+        content = content.digest if isinstance(content, Medium) else str(content).strip()
         key = str(row.values[self.group]) if self.group else content
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
@@ -390,8 +406,8 @@ def asked_of(given: str, columns: Mapping[str, str], reads: str = "text") -> lis
     """Return the inputs that an argument of `predict` stands for.
 
     Args:
-        given: a file (txt: an input a line), a JSON object of columns, or plain text for the first column; of images a
-            file or a folder of them.
+        given: a file (txt: an input a line), a JSON object of columns, or plain text for the first column; of images and
+            sounds a file or a folder of them.
         columns: what an input needs: the task's names, to the names in files.
         reads: what the task's rows are (`Task.reads`).
 

@@ -23,7 +23,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not any(file for pattern in _FILES for file in folder.glob(pattern)):
+    if not holds_tokenizer(folder):
         # transformers would make an empty one by the model's type, which knows no word
         raise UserError(f"{folder}: holds no tokenizer ({', '.join(_FILES)}). Give --model.tokenizer.")
     try:
@@ -33,6 +33,11 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(
             f"{folder}: holds no tokenizer that can be read ({problem}). Give --model.tokenizer."
         ) from error
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds a file of a tokenizer."""
+    return any(file for pattern in _FILES for file in folder.glob(pattern))
 
 
 def train_tokenizer(

@@ -126,19 +126,17 @@ class Fit:
             return None
         if self.stack is None:
             return self.no_stack
-        if not self.stack.packed and backbone_of(self.model) is None:
-            return "rows are padded"
         if self.task.takes_next:
             return "rows are blended with others, which are not the same in each epoch"
         if self.task.varies and not views:
             return "the rows change from epoch to epoch" + (
-                "; --freeze.views keeps some" if self.task.reads == "images" else ""
+                "; --freeze.views keeps some" if self.task.reads != "text" else ""
             )
         if not self.stack.packed:
-            found = self.stack.finds_maps(self.forward, self.together)
-            return (
-                None if found else "rows are padded, and the backbone is not frozen as a whole, or gives several maps"
-            )
+            found = self.together.lengths and self.stack.finds_part(self.forward, self.together)
+            inside = backbone_of(self.model) is not None
+            more = ", and the backbone is not frozen as a whole, or gives several maps" if inside else ""
+            return None if found else f"rows are padded{more}"
         return self.stack.find_prefix(self.forward, self.together) or (
             None if self.stack.depth else "the lowest layer trains"
         )

@@ -29,7 +29,7 @@ from burnish.data.store import Store
 from burnish.engine import checkpoint
 from burnish.env import fingerprint, free_disk_bytes, versions
 from burnish.models.quantise import scales
-from burnish.models.stack import MAPS, Forward, Stack
+from burnish.models.stack import Forward, Stack
 from burnish.run import fsync_dir, remove_folder
 from burnish.task import Batch, Task
 from burnish.units import readable_bytes, readable_seconds
@@ -50,7 +50,7 @@ class CacheUnusable(Exception):
 
 def key_of(stack: Stack, model: Any, precision: str) -> str:
     """Return the name of what the frozen prefix computes."""
-    if stack.output == MAPS:  # what is around the backbone does not change what it gives
+    if stack.apart:  # what is around the part does not change what it gives
         model = stack.backbone
     above = {id(value) for layer in stack.layers[stack.depth :] for value in layer.parameters()}
     named = [*model.named_parameters(), *model.named_buffers()]

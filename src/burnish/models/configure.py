@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from burnish.config import Config, refuse_unused
+from burnish.config import PICTURES, SOUNDS, Config, refuse_unused
 from burnish.errors import UserError
 from burnish.models.backbone import over_backbone
 from burnish.models.dial import preset_of
@@ -61,12 +61,17 @@ def model_config(config: Config, task: Task, source: Path | None, new: int = 0, 
         if config.model.vocab_size is not None:
             raise UserError("model.vocab_size: a pretrained model has its own vocabulary; use it with --preset only.")
         made = make_config(source, options, config.train.dropout)
-    return _seeing(made, task) if task.reads == "images" else _reading(made, config, task.tokenizer, new)
+    if task.reads == "text":
+        unused = type(config.augment).model_fields
+        refuse_unused("augment", config.augment, unused, "only images and sounds are varied. Leave it out.")
+        return _reading(made, config, task.tokenizer, new)
+    other = PICTURES if task.reads == "audio" else SOUNDS
+    refuse_unused("augment", config.augment, other, f"{task.name} is about {task.reads}. Leave it out.")
+    return made if task.reads == "audio" else _seeing(made, task)
 
 
 def _reading(made: Any, config: Config, tokenizer: Any, new: int) -> Any:
     """Return the config of a model of text, with as many positions and tokens as are asked for."""
-    refuse_unused("augment", config.augment, type(config.augment).model_fields, "only images are varied. Leave it out.")
     if config.model.context is not None:
         stretch(made, config.model.context, config.model.rope or "yarn")
     else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from burnish.config import FreezeSettings
 from burnish.errors import UserError
+from burnish.models.body import body_of
 from burnish.models.stack import find_stack
 
 
@@ -19,9 +20,10 @@ def freeze(model: Any, settings: FreezeSettings) -> list[Any]:
     """
     still = []
     if settings.layers == "all":
-        if model.base_model is model:
+        body = body_of(model)
+        if body is model:
             raise UserError("freeze.layers: this model has no head of its own, so `all` would freeze everything.")
-        still.append(model.base_model)
+        still.append(body)
     elif settings.layers:
         still += lowest(model, settings.layers)
     if settings.thaw is not None:  # `Thaw` freezes them for a time
@@ -113,7 +115,7 @@ def thawing(model: Any, settings: FreezeSettings, still: list[Any]) -> Thaw | No
     parameters = [[value for module in stage for value in module.parameters()] for stage in modules]
     if settings.layers == "all":  # what stands above the layers, such as a last norm, begins with the topmost
         known = {id(value) for stage in parameters for value in stage}
-        parameters[0] += [value for value in model.base_model.parameters() if id(value) not in known]
+        parameters[0] += [value for value in body_of(model).parameters() if id(value) not in known]
     trained = [[value for value in stage if value.requires_grad] for stage in parameters]
     thaw = Thaw(modules, trained, still)
     thaw.to(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.errors import UserError
+from burnish.models.body import body_of
 from burnish.models.source import make_known, read_config, with_safetensors
 from burnish.units import readable_count
 
@@ -229,8 +230,8 @@ def _read(folder: Path, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _refuse_holes(model: Any, folder: Path, new: Iterable[str]) -> None:
-    prefix = model.base_model_prefix + "."
-    backbone = model.base_model
+    backbone = body_of(model)
+    prefix = next((f"{name}." for name, child in model.named_children() if child is backbone), "")
     own = set(backbone.state_dict())
     holes = []
     for name in new:
@@ -271,5 +272,5 @@ def describe(model: Any) -> str:
     text = model.config.get_text_config()
     sizes = {"layers": "num_hidden_layers", "wide": "hidden_size", "heads": "num_attention_heads"}
     found = [f"{getattr(text, name)} {word}" for word, name in sizes.items() if hasattr(text, name)]
-    found += [f"vocabulary {text.vocab_size:,}"] if hasattr(text, "vocab_size") else []
+    found += [f"vocabulary {text.vocab_size:,}"] if getattr(text, "vocab_size", None) else []
     return f"{type(model).__name__}, {readable_count(parameter_count(model))} parameters: {', '.join(found)}"

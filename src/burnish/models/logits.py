@@ -90,7 +90,12 @@ def _tried(model: Any) -> str | None:
         return f"{type(model).__name__} has no single linear layer that makes its logits"
     device = head.weight.device
     ids = torch.arange(3, 11, device=device).view(2, 4) % head.out_features
-    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    inputs: dict[str, Any] = {"input_ids": ids} | (
+        {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    )
+    if model.main_input_name != "input_ids":  # what it hears stays out of this
+        heard = torch.linspace(-1, 1, 16 * model.config.hidden_size, device=device, dtype=head.weight.dtype)
+        inputs = {"encoder_outputs": (heard.view(2, 8, -1),), "decoder_input_ids": ids}
     given = inputs, torch.tensor([1, 2, 0], device=device), torch.tensor([1, 2, 7], device=device)
     ways, training = [], model.training
     model.eval()

@@ -30,6 +30,12 @@ class Preset:
     source: str
     auto_class: str = "AutoModelForCausalLM"
 
+    @property
+    def reads(self) -> str:
+        """What its rows are, as `Task.reads` has it."""
+        known = {"image_size": "images", "feature_projection_input_dim": "audio"}
+        return next((reads for name, reads in known.items() if name in self.options), "text")
+
 
 class Family(ABC):
     """A family of presets. A new one is one file in `burnish/models/presets` with a subclass of this."""

@@ -21,6 +21,7 @@ from torch import nn
 
 from burnish.errors import UserError
 from burnish.models.backbone import backbone_of
+from burnish.models.body import body_of
 from burnish.ops import attention
 from burnish.task import Batch
 
@@ -29,6 +30,9 @@ _OF_ANY_ROW = frozenset({"position_bias"})
 
 #: What a backbone inside a larger model gives, such as in a detector.
 MAPS = "feature_maps"
+
+#: What a part that makes hidden states gives.
+_HIDDEN = "last_hidden_state"
 
 #: How far outputs of rows laid end to end may lie from those of the rows alone, relative, in float32.
 TOLERANCE = 1e-4
@@ -211,7 +215,9 @@ class Stack:
         """How many of the lowest layers are frozen together with all that lies below them, and can be replayed."""
         self.output: str | None = None
         """Which part of the backbone's output is replayed where all of the backbone is frozen; None: that of a layer."""
-        self.backbone: nn.Module | None = None if model.base_model is model else model.base_model
+        self.backbone: nn.Module | None = None if body_of(model) is model else body_of(model)
+        self.apart = False
+        """Whether rows are padded and a part of the model is replayed: the backbone in it, its encoder, or all but the head."""
         self._output_type: Any = None
         self._map: tuple[int, ...] = ()
         """Height and width of the map that a backbone gives, where that is replayed."""
@@ -243,7 +249,7 @@ class Stack:
             with self._without_backbone(lengths, stored):
                 yield
             return
-        if self.output == MAPS:  # its images have one size, and nothing is laid end to end
+        if self.apart:  # nothing is laid end to end
             yield
             return
         with ExitStack() as undo:
@@ -447,19 +453,25 @@ class Stack:
             return self._without_prefix(f"{type(self._model).__name__} cannot be replayed ({error})")
         return None
 
-    def finds_maps(self, forward: Forward, batch: Batch) -> bool:
-        """Return whether the map that a frozen backbone inside a larger model gives can be replayed, and be ready for it."""
-        before, inner = self.backbone, backbone_of(self._model)
-        if inner is None or any(value.requires_grad for value in inner.parameters()):
-            return False
-        self.backbone, self.output = inner, MAPS
-        try:
-            if self._replays(forward, batch) is None:
-                self.depth = len(self.layers)
-                return True
-        except (*_MISFITS, AssertionError):
-            pass
-        self.backbone, self.output = before, None
+    def finds_part(self, forward: Forward, batch: Batch) -> bool:
+        """Return whether what a wholly frozen part of the model gives can be replayed though rows are padded; be ready for it.
+
+        That is the map of a backbone inside a larger model, or the hidden states of an encoder or of all but the head.
+        """
+        before = self.backbone
+        encoder = self._model.get_encoder() if self._model.config.is_encoder_decoder else None
+        parts = ((backbone_of(self._model), MAPS), (encoder, _HIDDEN), (before, _HIDDEN))
+        for self.backbone, self.output in parts:
+            if self.backbone is None or any(value.requires_grad for value in self.backbone.parameters()):
+                continue
+            self.apart = True
+            try:
+                if self._replays(forward, batch) is None:
+                    self.depth = len(self.layers)
+                    return True
+            except (*_MISFITS, AssertionError):
+                pass
+        self.backbone, self.output, self.apart = before, None, False
         return False
 
     def _replays(self, forward: Forward, batch: Batch) -> str | None:

@@ -1,8 +1,8 @@
-"""Models that see images: what one image costs them, and tables of positions for another size."""
+"""Models that see images or hear sounds: what one costs them, and tables of positions for another size of image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from burnish.models.stack import find_stack
 
 @dataclass(frozen=True)
 class Sight:
-    """What a model makes of one image."""
+    """What a model makes of one image or sound."""
 
     positions: int
     """That its layers see: patches and what stands beside them; 1 where they see a map and not a sequence."""
@@ -22,6 +22,8 @@ class Sight:
     """Floating-point operations of a forward pass."""
     numbers: int
     """That its modules return, together: about what a backward pass needs."""
+    of: str
+    """What it is shown, in words."""
 
 
 def see(model: Any, height: int, width: int) -> Sight:
@@ -33,12 +35,34 @@ def see(model: Any, height: int, width: int) -> Sight:
     Raises:
         UserError: it takes no image of this size.
     """
+    import torch
+
+    inputs, size = {"pixel_values": torch.zeros(1, 3, height, width)}, f"{height} x {width}"
+    refusal = f"model.image_size: {type(model).__name__} takes no image of {size}"
+    return _sight(model, inputs, f"images of {size} pixels", refusal)
+
+
+def hear(model: Any, inputs: Mapping[str, Any], seconds: int) -> Sight:
+    """Return what a model makes of a sound of some seconds, found by a pass over shapes.
+
+    Args:
+        model: on the meta device.
+        inputs: what it gets of such a sound.
+
+    Raises:
+        UserError: it takes none of this form.
+    """
+    refusal = f"model: {type(model).__name__} takes no sound of {seconds} seconds"
+    return _sight(model, inputs, f"sounds of at most {seconds} seconds", refusal)
+
+
+def _sight(model: Any, inputs: Mapping[str, Any], of: str, refusal: str) -> Sight:
     try:
-        return _see(model, height, width)
+        return _seen(model, inputs, of, refusal)
     except UserError as error:
         if " meta" not in str(error):
             raise
-        return _see(_empty(model), height, width)  # one that looks at numbers on its way
+        return _seen(_empty(model), inputs, of, refusal)  # one that looks at numbers on its way
 
 
 def _empty(model: Any) -> Any:
@@ -52,7 +76,7 @@ def _empty(model: Any) -> Any:
     return made
 
 
-def _see(model: Any, height: int, width: int) -> Sight:
+def _seen(model: Any, inputs: Mapping[str, Any], of: str, refusal: str) -> Sight:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -71,16 +95,14 @@ def _see(model: Any, height: int, width: int) -> Sight:
     handles += [one.register_forward_hook(count) for one in model.modules() if not list(one.children())]
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(pixel_values=torch.zeros(1, 3, height, width, device=model.device))
+            model(**{name: value.to(model.device) for name, value in inputs.items()})
     except (ValueError, RuntimeError, IndexError) as error:
         problem = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"model.image_size: {type(model).__name__} takes no image of {height} x {width} ({problem})."
-        ) from error
+        raise UserError(f"{refusal} ({problem}).") from error
     finally:
         for handle in handles:
             handle.remove()
-    return Sight(positions[0], float(counter.get_total_flops()), numbers[0])
+    return Sight(positions[0], float(counter.get_total_flops()), numbers[0], of)
 
 
 def settle(model: Any, images: Any, apart: Any = None) -> None:

@@ -17,7 +17,7 @@ from burnish.models.adapter import quantised_count
 from burnish.models.load import dropout_of, longest_sequence, parameter_count, skeleton, trainable_count
 from burnish.models.quantise import BYTES
 from burnish.models.router import coefficient as router_coefficient
-from burnish.models.vision import Sight, see, size_of
+from burnish.models.vision import Sight
 from burnish.optim.optimizers import ELEMENTWISE
 from burnish.run import RunFolder
 from burnish.task import Task
@@ -126,19 +126,18 @@ def choose_precision(config: Config, device: str) -> tuple[str, str]:
 
 
 def choose_sequence(config: Config, task: Task, model_config: Any) -> tuple[int, str]:
-    """Return the longest sequence in tokens, or the positions that an image has in the model, and why.
+    """Return the longest sequence in tokens, or the positions that the largest image or sound has, and why.
 
     Raises:
         UserError: longer than the model's positions, or mostly filled by virtual tokens.
     """
-    if task.reads == "images":
+    if task.reads != "text":
         if config.train.sequence is not None:
-            raise UserError(
-                "train.sequence: images have as many positions as their size gives; use --model.image-size."
-            )
-        height, width = size_of(task.tokenizer)
-        positions = see(skeleton(task.auto_class, model_config), height, width).positions
-        return positions, f"images of {height} x {width} pixels"
+            what = "sounds" if task.reads == "audio" else "images"
+            remedy = "--task.seconds" if task.reads == "audio" else "--model.image-size"
+            raise UserError(f"train.sequence: {what} have as many positions as their size gives; use {remedy}.")
+        sight = task.sight(skeleton(task.auto_class, model_config))
+        return sight.positions, sight.of
     sequence, why = _sequence(config, model_config)
     if config.adapter.kind == "prompt" and 2 * config.adapter.tokens + 4 > sequence:  # half, beside special tokens
         raise UserError(
@@ -210,18 +209,18 @@ def choose_micro_batch(
     return min(rows, batch), mode, why
 
 
-def activations(model_config: Any, precision: str, longest: int, image: Sight | None) -> dict[str, float]:
+def activations(model_config: Any, precision: str, longest: int, sight: Sight | None) -> dict[str, float]:
     """Return the bytes of activations that a row needs, by what is computed again.
 
     Args:
         longest: positions of the row.
-        image: what the model makes of an image, of one that sees them.
+        sight: what the model makes of an image or a sound, of one that sees or hears them.
     """
     text, size = model_config.get_text_config(), 2 if precision == "bf16" else 4
     layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
     plain = isinstance(layers, int) and isinstance(width, int) and not getattr(model_config, "backbone_config", None)
-    if image and (image.positions == 1 or not plain):
-        return dict.fromkeys(("none", "selective", "full"), 2.0 * size * image.numbers)
+    if sight and (sight.positions == 1 or not plain):
+        return dict.fromkeys(("none", "selective", "full"), 2.0 * size * sight.numbers)
     assert layers and width  # every model of text has them
     # Numbers kept a position and layer (Korthikanti et al. 2022, section 4.1, without the attention matrix).
     kept = {"none": 34 * layers, "selective": 18 * layers, "full": layers + 34}
@@ -268,9 +267,9 @@ def choose_compile(
     return saved > 2 * cost, f"{text}; compiling takes about {readable_seconds(cost)}"
 
 
-def flops_per_image(model: Any, image: Sight) -> float:
-    """Return the floating-point operations of training on one image: backward twice the forward pass, of what trains."""
-    return image.flops * (1 + 2 * trainable_count(model) / parameter_count(model))
+def flops_per_sight(model: Any, sight: Sight) -> float:
+    """Return the floating-point operations of training on one of them: backward twice the forward pass, of what trains."""
+    return sight.flops * (1 + 2 * trainable_count(model) / parameter_count(model))
 
 
 def flops_per_position(model: Any, model_config: Any, sequence: float) -> float:

@@ -14,7 +14,6 @@ from burnish.models.dial import dial_of
 from burnish.models.freeze import freeze, thawing
 from burnish.models.load import describe, parameter_count, skeleton, trainable_count
 from burnish.models.router import routers
-from burnish.models.vision import see, size_of
 from burnish.optim.optimizers import Optimizers
 from burnish.optim.schedules import Schedule
 from burnish.plan.derive import (
@@ -28,8 +27,8 @@ from burnish.plan.derive import (
     choose_micro_batch,
     choose_precision,
     choose_sequence,
-    flops_per_image,
     flops_per_position,
+    flops_per_sight,
     memory_of,
     refuse_ranks,
     refuse_what_cannot_fit,
@@ -63,7 +62,7 @@ def make_plan(
     precision, why["precision"] = choose_precision(config, device)
     why["sequence"] = choose_sequence(config, task, model_config)[1]
     model = skeleton(task.auto_class, model_config)
-    image = see(model, *size_of(task.tokenizer)) if task.reads == "images" else None
+    sight = task.sight(model)
     total = parameter_count(model)
     adapt(model, config.adapter, config.freeze, new)
     thawing(model, config.freeze, freeze(model, config.freeze))  # refuses what the model has not
@@ -76,13 +75,15 @@ def make_plan(
     refuse_what_cannot_fit(config, folder, device, memory)
     store = stores["train"]
     longest = int(store.lengths().max())
-    numbers = activations(model_config, precision, longest, image)
+    numbers = activations(model_config, precision, longest, sight)
     micro, recompute, reasons = choose_micro_batch(config, device, numbers, longest, sum(memory.values()))
     why |= reasons
     tokens = float(store.lengths().mean())
     rows, steps, warmup, every, reasons = choose_length(config, len(store), tokens)
-    each = flops_per_image(model, image) if image else flops_per_position(model, model_config, tokens) * tokens
-    flops = each * rows
+    per_position = flops_per_position(model, model_config, tokens) if sight is None else 0.0
+    if sight:
+        per_position = flops_per_sight(model, sight) / sight.positions
+    flops = per_position * tokens * rows
     compiled, why["compile"] = choose_compile(
         config, device, precision, flops, bool(routers(model)), hasattr(model_config, "backbone_config")
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from burnish.config import Config
 from burnish.data.prepare import Splits
+from burnish.data.sounds import FLAWS
 from burnish.data.store import Store
 from burnish.env import versions
 from burnish.optim.schedules import Schedule
@@ -18,7 +21,8 @@ Rows = list[tuple[str, str, str]]
 
 def unit_of(task: str) -> str:
     """Return what the positions of a task's model are called."""
-    return "patches" if task in registry() and registry()[task].reads == "images" else "tokens"
+    reads = registry()[task].reads if task in registry() else "text"
+    return {"images": "patches", "audio": "frames"}.get(reads, "tokens")
 
 
 def plan_rows(plan: Plan, config: Config, run: str, exactness: str) -> Rows:
@@ -88,6 +92,11 @@ def left_out_rows(splits: Splits, store: Store, plan: Plan, cuts: bool) -> Rows:
         first = splits.broken[0]
         rows.append(("broken rows", f"{len(splits.broken)} skipped", f"{first.where}: {first.reason}"))
     rows += [("leak", said, "what is measured on them says nothing about new ones") for said in splits.twice]
+    if "flaw" in store.features:
+        flaws = store.values("flaw")
+        for number, flaw in enumerate(FLAWS[1:], 1):
+            if len(found := np.flatnonzero(flaws == number)):
+                rows.append((flaw, f"{len(found):,} training sounds", f"such as {store.where(int(found[0]))}"))
     counted = store.values("cut") if "cut" in store.features else store.lengths() >= plan.sequence
     if cuts and (cut := int(counted.sum())):
         advice = "what lies beyond is not read; --train.sequence sets the limit"

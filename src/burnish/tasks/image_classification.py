@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
-from burnish.data.pictures import Decode
+from burnish.data.media import Decode
 from burnish.task import Batch, Example, Records, Row
 from burnish.tasks.classification import Classification, ClassificationSettings
 from burnish.tasks.images import ImageTask, data_of, pixels_of

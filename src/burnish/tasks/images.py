@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import base64
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from burnish.config import AugmentSettings
 from burnish.data.augment import blended, blends, is_on, varied
-from burnish.data.pictures import Decode, Decoders, Picture, picture_of
+from burnish.data.media import Decode
+from burnish.data.pictures import Picture
 from burnish.data.processor import scale_of, shaped
 from burnish.errors import UserError
-from burnish.task import BrokenRow, Example, Row, Task
+from burnish.models.vision import Sight, see, size_of
+from burnish.task import Example
+from burnish.tasks.media import MediaTask
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 _SHOWN_PIXELS = 160
 
 
-class ImageTask(Task):
+class ImageTask(MediaTask):
     """A task whose rows are images, each decoded and brought to the model's size once, and kept as bytes."""
 
     reads = "images"
@@ -41,29 +43,10 @@ class ImageTask(Task):
         """The model's image processor."""
         return self.tokenizer
 
+    def sight(self, model: Any) -> Sight:
+        return see(model, *size_of(self.processor))
+
     # -- rows to examples --------------------------------------------------------------------------------------------
-
-    def encode(
-        self, rows: Iterable[Row], sequence: int, *, training: bool
-    ) -> Iterator[tuple[Example, str] | BrokenRow]:
-        def encoded(row: Row, decode: Decode) -> list[tuple[Example, str] | BrokenRow]:
-            found = self.examples(row, decode)
-            if isinstance(found, str):
-                return [BrokenRow(row.where, found)]
-            return [({**example, "positions": np.array([sequence])}, row.where) for example in found]
-
-        with Decoders() as decoders:
-            for found in decoders.each(rows, encoded):
-                yield from found
-
-    def examples(self, row: Row, decode: Decode) -> Sequence[Example] | str:
-        """Return the examples of a row, of which most tasks make one, or why there is none."""
-        found = self.example(row, decode)
-        return found if isinstance(found, str) else [found]
-
-    @abstractmethod
-    def example(self, row: Row, decode: Decode) -> Example | str:
-        """Return a row as an example, its image by `seen`, or why it cannot be one. Called by several threads at once."""
 
     def seen(self, picture: Picture, decode: Decode) -> Example | str:
         """Return an image as its processor shapes it, `pixels` and `shape`, or why there is none."""
@@ -127,13 +110,8 @@ class ImageTask(Task):
         Raises:
             UserError: one cannot be decoded.
         """
-        with Decoders(1) as decoders:
-            for number, given in enumerate(asked, 1):
-                picture = picture_of(given["image"], f"image {number}", Path())
-                pixels = decoders.decode(picture) if isinstance(picture, Picture) else picture
-                if isinstance(picture, str) or isinstance(pixels, str):
-                    raise UserError(f"{given['image'] if isinstance(picture, str) else picture.name}: {pixels}.")
-                yield picture, pixels
+        with self.decoders(1) as decoders:
+            yield from self.asked_media(asked, decoders, "color")
 
     # -- the report --------------------------------------------------------------------------------------------------
 

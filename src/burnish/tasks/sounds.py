@@ -1,0 +1,184 @@
+"""What every task about sounds shares: hearing, varying and stacking them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from burnish.config import TaskSettings
+from burnish.data.augment_sounds import is_on, varied
+from burnish.data.media import Decode, Decoders
+from burnish.data.sounds import FULL, Sound, flaw_of
+from burnish.errors import UserError
+from burnish.task import Example, Task
+from burnish.tasks.media import MediaTask
+
+if TYPE_CHECKING:
+    import torch
+
+#: The shortest sound that is heard, in seconds.
+_LEAST_SECONDS = 0.05
+
+
+class AudioTask(MediaTask):
+    """A task whose rows are sounds: decoded once, at the model's rate, and kept as 16 bits a sample.
+
+    What the model gets of them, such as a log-mel spectrum, is made when a batch is, by its own feature extractor.
+    """
+
+    reads = "audio"
+    asks = ("audio",)
+    config: ClassVar[Any] = None
+    """The config of the model, as it is before this task changes it."""
+
+    @classmethod
+    def suited(cls, config: Any) -> type[Task]:
+        return type(cls.__name__, (cls,), {"__doc__": cls.__doc__, "__module__": cls.__module__, "config": config})
+
+    def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
+        super().__init__(settings, tokenizer, facts)
+        self.extractor = getattr(tokenizer, "feature_extractor", tokenizer)
+        self.rate: int = self.extractor.sampling_rate
+        """Samples a second."""
+        self._counts: dict[int, int] = {}
+
+    def model_options(self) -> dict[str, Any]:
+        """Return the settings by which a model draws no masks and leaves out no layers by itself: `augment` masks sounds."""
+        own = {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+        own |= {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
+        return {name: value for name, value in own.items() if hasattr(self.config, name)}
+
+    def check(self, model: Any) -> None:
+        from burnish.models.hearing import split_norms
+
+        split_norms(model)
+
+    def sight(self, model: Any) -> Any:
+        from burnish.models.vision import hear
+
+        seconds = self.settings.seconds
+        return hear(model, self.largest(self.features(np.zeros(seconds * self.rate, np.float32))), seconds)
+
+    def largest(self, features: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return the model's inputs for a sound of which it gets these features."""
+        import torch
+
+        return {self.input_name: torch.from_numpy(features[None])}
+
+    # -- rows to examples --------------------------------------------------------------------------------------------
+
+    def decoders(self, count: int | None = None) -> Decoders:
+        return Decoders(count, self.rate, self.settings.seconds)
+
+    def heard(self, sound: Sound, decode: Decode) -> Example | str:
+        """Return a sound as its part of an example, or why there is none."""
+        samples = decode(sound, "sound")
+        found = samples if isinstance(samples, str) else self.as_heard(samples)
+        return f"{sound.name} {found}" if isinstance(found, str) else found
+
+    def as_heard(self, samples: np.ndarray) -> Example | str:
+        """Return int16 samples as their part of an example, or why they are none."""
+        seconds = len(samples) / self.rate
+        if seconds > self.settings.seconds:  # decoded by whoever gave it
+            return f"is longer than {self.settings.seconds} seconds; cut it into pieces"
+        frames = self.frames(len(samples)) if seconds >= _LEAST_SECONDS else 0
+        if not frames or not self.positions(frames):
+            return f"is too short, {seconds:.3f} seconds"
+        example = {
+            "samples": np.ascontiguousarray(samples).view(np.uint8),
+            "frames": np.array([frames]),
+            "flaw": np.array([flaw_of(samples)]),
+        }
+        return example if self.window else example | {"positions": np.array([self.positions(frames)])}
+
+    # -- features ----------------------------------------------------------------------------------------------------
+
+    @property
+    def input_name(self) -> str:
+        """What the model calls what it hears."""
+        return self.extractor.model_input_names[0]
+
+    def features(self, samples: np.ndarray) -> np.ndarray:
+        """Return what the model gets of float32 samples: [frames, ...], or of a window always the same shape."""
+        found = self.extractor(samples, sampling_rate=self.rate, return_tensors="np")
+        value, mask = found[self.input_name][0], found.get("attention_mask")
+        return value if mask is None or len(mask[0]) != len(value) else value[: int(mask[0].sum())]
+
+    @cached_property
+    def window(self) -> bool:
+        """Whether every sound is filled up to one length, as for Whisper and AST; else each has its own."""
+        shapes = [self.features(np.zeros(size, np.float32)).shape for size in (self.rate // 2, self.rate)]
+        return shapes[0] == shapes[1]
+
+    def frames(self, samples: int) -> int:
+        """Return how many samples or spectra the model gets of so many samples."""
+        if samples not in self._counts:
+            self._counts[samples] = len(self.features(np.zeros(samples, np.float32)))
+        return self._counts[samples]
+
+    @cached_property
+    def _shape(self) -> Any:
+        from burnish.models.load import skeleton
+
+        return skeleton(self.auto_class, self.config)
+
+    def positions(self, frames: int) -> int:
+        """Return how many positions the model makes of so many samples or spectra; of a window some number."""
+        from burnish.models.hearing import positions_of
+
+        return 1 if self.window else positions_of(self._shape, frames)
+
+    # -- examples to batches -----------------------------------------------------------------------------------------
+
+    @property
+    def varies(self) -> bool:
+        return is_on(self.augment)
+
+    def vary(self, example: Example, draw: int, following: Example | None = None) -> Example:
+        samples = varied(self.augment, samples_of(example), self.rate, draw)
+        return {**example, "samples": samples, "frames": np.array([self.frames(len(samples))])}
+
+    def replayed(self, example: Example) -> Example:
+        return {name: value for name, value in example.items() if name != "samples"}
+
+    def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Return what the model hears, each row as it would alone; of examples without samples a stand-in of that shape."""
+        import torch
+
+        counts = [int(example["frames"][0]) for example in examples]
+        if "samples" in examples[0]:
+            rows = [torch.from_numpy(self.features(samples_of(example))) for example in examples]
+            found = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        else:
+            shape = self.features(np.zeros(self.rate, np.float32)).shape[1:]
+            found = torch.zeros(1).expand(len(counts), max(counts), *shape)
+        if self.window:
+            return {self.input_name: found}
+        real = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        return {self.input_name: found, "attention_mask": real.long()}
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Return how many positions each example has in the model."""
+        if self.window:
+            return [int(example["positions"][0]) for example in examples]
+        return [self.positions(int(example["frames"][0])) for example in examples]
+
+    def whole(self, sound: Sound, samples: np.ndarray) -> Example:
+        """Return what is asked about as its part of an example.
+
+        Raises:
+            UserError: it is none.
+        """
+        found = self.as_heard(samples)
+        if isinstance(found, str):
+            raise UserError(f"{sound.name}: {found}.")
+        return found
+
+
+def samples_of(example: Example) -> np.ndarray:
+    """Return the samples of an example: float32 from -1 to 1."""
+    samples = example["samples"]
+    return samples.view(np.int16).astype(np.float32) / FULL if samples.dtype == np.uint8 else samples
