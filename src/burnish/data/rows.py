@@ -13,15 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from burnish.data.boxes import objects_of
-<<<<<<< HEAD
 from burnish.data.masks import Segments, is_mask, mask_of
-from burnish.data.pictures import Picture, picture_of
-=======
-from burnish.data.masks import is_mask, mask_of
 from burnish.data.media import Medium
 from burnish.data.pictures import picture_of
 from burnish.data.sounds import sound_of
->>>>>>> wt-speech
 from burnish.errors import UserError, nearest
 from burnish.task import BrokenRow, Row, find_subclasses
 
@@ -262,16 +257,10 @@ class Rows:
         """Return what identifies these rows: the content of the files and of the media they name, and the columns."""
         own = {file for part in self.parts for file in part.source.files(part.path)}
         named = []
-<<<<<<< HEAD
-        for row in self if self.columns.keys() & IMAGES else ():
-            mask = row.values.get("mask")
-            pictures = row.values.get("image"), mask.picture if isinstance(mask, Segments) else mask
-            files = [one for one in pictures if isinstance(one, Picture) and isinstance(one.content, Path)]
-=======
         for row in self if self.columns.keys() & MEDIA.keys() else ():
-            media = [row.values.get(name) for name in (*MEDIA, "mask")]
+            mask = row.values.get("mask")
+            media = [row.values.get(name) for name in MEDIA] + [mask.picture if isinstance(mask, Segments) else mask]
             files = [one for one in media if isinstance(one, Medium) and isinstance(one.content, Path)]
->>>>>>> wt-speech
             named += [one.digest for one in files if one.content not in own]
         return [[part.fingerprint() for part in self.parts], self.columns, self.extra, *([named] if named else [])]
 

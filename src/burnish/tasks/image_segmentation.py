@@ -12,13 +12,8 @@ from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings, Texts
 from burnish.data.augment import motion, moved, moves
-<<<<<<< HEAD
 from burnish.data.masks import BACKGROUND, VOID, Segments, Shapes, numbered, painted, runs, shrunk, tinted, unpacked
-from burnish.data.pictures import Decode, Decoders
-=======
-from burnish.data.masks import BACKGROUND, VOID, Shapes, painted, runs, shrunk, tinted
 from burnish.data.media import Decode, Decoders
->>>>>>> wt-speech
 from burnish.data.processor import resize
 from burnish.errors import UserError
 from burnish.task import Batch, Example, Records, Row, Task, label_options

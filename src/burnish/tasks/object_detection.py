@@ -13,13 +13,8 @@ from pydantic import Field
 
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.augment import motion, moves
-<<<<<<< HEAD
 from burnish.data.boxes import areas, checked, common, cut, merged, moved, shares, tiles
-from burnish.data.pictures import Decode
-=======
-from burnish.data.boxes import checked, cut, merged, moved, tiles
 from burnish.data.media import Decode
->>>>>>> wt-speech
 from burnish.data.processor import resize, shaped
 from burnish.errors import UserError, nearest
 from burnish.task import Batch, Example, Records, Row, label_options

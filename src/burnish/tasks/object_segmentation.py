@@ -13,7 +13,7 @@ import numpy as np
 from burnish.config import DataSettings, GenerateSettings, TaskSettings
 from burnish.data.augment import motion, moved, moves
 from burnish.data.masks import BACKGROUND, Segment, Segments, Shapes, numbered, outlined, runs, shrunk, tinted, unpacked
-from burnish.data.pictures import Decode, Decoders
+from burnish.data.media import Decode, Decoders
 from burnish.data.processor import resize
 from burnish.errors import UserError, nearest
 from burnish.task import Batch, Example, Records, Row, label_options
