@@ -23,6 +23,7 @@ _HELP = """Train and fine-tune transformers: exact, fast, whole.
     burnish train recipes/gpt2-shakespeare.yaml --optim.lr 6e-4
     burnish evaluate runs/reviews --data.test more.csv
     burnish predict runs/reviews "the plot is thin but the cast shines"
+    burnish assist home.yaml command.wav
 
 The same `train` command continues a stopped run. Exit codes: 0 done, 1 a bug, 2 you can mend it, 3 a guard stopped the
 run, 75 stopped by a signal and resumable.
@@ -162,6 +163,7 @@ def _app(cls: type[Config]) -> App:
     app.command(_with(_evaluate, some), name="evaluate")
     generate = [parameter for parameter in groups if parameter.name == "generate"]
     app.command(_with(_predict, generate), name="predict")
+    app.command("burnish.assist.command:assist", name="assist")
     app.command(_info, name="info")
     return app
 

@@ -1,0 +1,214 @@
+"""The chain from what is said to what is answered, stage by stage, each with the time it took."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import time
+import wave
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from burnish.assist.act import Unfit, command_of, reply_of, run
+from burnish.assist.settings import Assistant
+from burnish.errors import UserError
+from burnish.inference import Opened, open_model
+
+Event = dict[str, Any]
+"""What a stage found: its name in `stage`, its `seconds`, and more; `wav` of speech is the bytes of a file."""
+
+#: The label of a guard for what is declined.
+UNSAFE = "unsafe"
+#: Longest that a program may take to speak.
+_SPEAKING_SECONDS = 30.0
+_PARTS = {
+    "listen.model": "automatic-speech-recognition",
+    "understand.intents": "text-classification",
+    "understand.slots": "token-classification",
+    "understand.chat": "text-generation",
+    "understand.guard": "text-classification",
+    "speak.model": "text-to-speech",
+}
+
+
+def plain(text: str) -> str:
+    """Return a text as commands are written in training: small letters, no marks but those inside words and numbers.
+
+    >>> plain("Turn on the Kitchen light, please!  Set it to 72.5%.")
+    'turn on the kitchen light please set it to 72.5%'
+    """
+    return " ".join(re.sub(r"[^\w\s%°'.:-]|[.:'-](?!\w)|(?<!\w)[.:'-]", " ", text.lower()).replace("’", "'").split())
+
+
+class Chain:
+    """An assistant with its models opened.
+
+    Raises:
+        UserError: a part is missing, or is for another task than its place.
+    """
+
+    def __init__(self, assistant: Assistant):
+        self.assistant = assistant
+        self._parts = {place: part for place in _PARTS if (part := self._open(place)) is not None}
+        guard = self._parts.get("understand.guard")
+        if guard is not None and UNSAFE not in guard.task.facts["labels"]:
+            raise UserError(
+                f"understand.guard: its labels are {', '.join(guard.task.facts['labels'])}; one is to be {UNSAFE!r}."
+            )
+
+    def _open(self, place: str) -> Opened | None:
+        group, _, name = place.partition(".")
+        target = getattr(getattr(self.assistant, group), name)
+        if not target:
+            return None
+        try:
+            part = open_model(target)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+        if part.task_class.name != _PARTS[place]:
+            raise UserError(f"{place}: {target} does {part.task_class.name}; {_PARTS[place]} is needed there.")
+        return part
+
+    @property
+    def hears(self) -> bool:
+        """Whether it takes sounds."""
+        return "listen.model" in self._parts
+
+    @property
+    def rate(self) -> int:
+        """Samples a second that it hears."""
+        return self._parts["listen.model"].task.rate
+
+    # -- the stages --------------------------------------------------------------------------------------------------
+
+    def respond(self, said: str | np.ndarray) -> Iterator[Event]:
+        """Yield what each stage finds, as soon as it does; the last is `done`, with the seconds of all.
+
+        Args:
+            said: a text, or float32 samples [samples] of one utterance, `rate` a second.
+        """
+        begun = time.perf_counter()
+        for stage in self._stages(said):
+            before = time.perf_counter()
+            for event in stage:
+                now = time.perf_counter()
+                yield {**event, "seconds": round(now - before, 3)}
+                before = now
+        yield {"stage": "done", "seconds": round(time.perf_counter() - begun, 3)}
+
+    def _stages(self, said: str | np.ndarray) -> Iterator[Iterator[Event]]:
+        self._reply = ""
+        self._text = said if isinstance(said, str) else ""
+        if not isinstance(said, str) and len(said):
+            yield self._recognise(said)
+        if plain(self._text):
+            yield self._understand()
+        else:
+            self._reply = self.assistant.silent
+            yield iter([{"stage": "reply", "text": self._reply}])
+        if "speak.model" in self._parts or self.assistant.speak.command:
+            yield self._speak()
+
+    def _recognise(self, samples: np.ndarray) -> Iterator[Event]:
+        [heard] = self._ask("listen.model", samples)
+        self._text = heard["text"].strip()
+        yield {"stage": "heard", "text": self._text}
+
+    def _understand(self) -> Iterator[Event]:
+        text, assistant = plain(self._text), self.assistant
+        if self._is_unsafe(text):
+            yield {"stage": "understood", "intent": None, "unsafe": True}
+            yield self._say(assistant.refuse)
+            return
+        intent, score = self._intent(text)
+        slots = self._slots(text) if intent is not None else {}
+        yield {"stage": "understood", "intent": intent, "score": score, "slots": slots}
+        if intent is not None:
+            yield from self._act(intent, slots)
+        elif "understand.chat" in self._parts:
+            [answer] = self._ask("understand.chat", self._text)
+            generated = answer["generated"].strip()
+            yield self._say(generated if generated and not self._is_unsafe(plain(generated)) else assistant.refuse)
+        else:
+            yield self._say(assistant.refuse)
+
+    def _act(self, intent: str, slots: dict[str, str]) -> Iterator[Event]:
+        action, problem = self.assistant.actions[intent], ""
+        try:
+            reply = reply_of(action, slots)
+            words = command_of(action.run, slots)
+        except Unfit as error:
+            yield {"stage": "declined", "why": str(error)}
+            yield self._say(self.assistant.refuse)
+            return
+        if words:
+            problem = run(words, action.seconds)
+            yield {"stage": "ran", "command": words, **({"problem": problem} if problem else {})}
+        yield self._say(self.assistant.failed if problem else reply)
+
+    def _speak(self) -> Iterator[Event]:
+        speak = self.assistant.speak
+        if speak.model:
+            [answer] = self._ask("speak.model", self._reply)
+            sound = wav_of(answer["samples"], answer["rate"])
+        else:
+            spoken = self._reply.lstrip("- ")  # a program would take it for an option
+            words = [word.replace("{text}", spoken) for word in speak.command]
+            try:
+                done = subprocess.run(
+                    words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SPEAKING_SECONDS, check=False
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise UserError(f"speak.command: {words[0]} cannot be run ({error}).") from error
+            if done.returncode or not done.stdout:
+                raise UserError(
+                    f"speak.command: {words[0]} ended with {done.returncode} and wrote {len(done.stdout)} bytes."
+                )
+            sound = done.stdout
+        yield {"stage": "spoke", "wav": sound}
+
+    # -- what the stages ask -----------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> Event:
+        self._reply = text
+        return {"stage": "reply", "text": text}
+
+    def _ask(self, place: str, asked: Any) -> list[dict[str, Any]]:
+        return self._parts[place].predict([asked], {}, 0)
+
+    def _is_unsafe(self, text: str) -> bool:
+        if "understand.guard" not in self._parts:
+            return False
+        return self._ask("understand.guard", text)[0]["label"] == UNSAFE
+
+    def _intent(self, text: str) -> tuple[str | None, float | None]:
+        """Return the intent that there is an action for, None if it is another or not certain, and its probability."""
+        if "understand.intents" not in self._parts:
+            return None, None
+        [found] = self._ask("understand.intents", text)
+        known = found["label"] in self.assistant.actions and found["score"] >= self.assistant.understand.certain
+        return found["label"] if known else None, found["score"]
+
+    def _slots(self, text: str) -> dict[str, str]:
+        """Return the first value of each slot that the text names."""
+        if "understand.slots" not in self._parts:
+            return {}
+        [found] = self._ask("understand.slots", text)
+        slots: dict[str, str] = {}
+        for entity in found["entities"]:
+            slots.setdefault(entity["type"], entity["text"])
+        return slots
+
+
+def wav_of(samples: Sequence[float] | np.ndarray, rate: int) -> bytes:
+    """Return samples, from -1 to 1, as the bytes of a WAV file of 16 bits."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes((np.clip(np.asarray(samples, np.float64), -1, 1) * 32767).astype("<i2").tobytes())
+    return file.getvalue()

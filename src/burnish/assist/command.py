@@ -1,0 +1,143 @@
+"""`burnish assist`: talks to the assistant that a file describes, in a terminal or over HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from burnish.assist.chain import Chain, Event
+
+#: Bytes of a block of samples from standard input: a tenth of a second at 16,000.
+_BLOCK = 3_200
+_STREAM = "-"
+
+
+def assist(
+    file: str,
+    said: list[str] | None = None,
+    /,
+    *,
+    serve: int | None = None,
+    replies: str | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Talk to an assistant: sounds or texts in; what it hears, understands, does and answers out, and the time it took.
+
+    Parameters
+    ----------
+    file:
+        What the assistant is made of (.yaml): listen, understand, speak, actions.
+    said:
+        Sound files or texts, or - for a microphone's samples on standard input (16 bits, one channel, at the rate that
+        the recognition model hears, mostly 16000): arecord -q -t raw -f S16_LE -r 16000 | burnish assist home.yaml -.
+        None: lines of text from standard input.
+    serve:
+        Answer on this port of this machine instead: a page, and POST /talk.
+    replies:
+        A folder into which each spoken reply is written, 1.wav, 2.wav, ...
+    json:
+        Print one JSON object a stage.
+    """
+    from burnish.api import load_torch
+    from burnish.assist.settings import read_assistant
+
+    assistant = read_assistant(Path(file))
+    load_torch()
+    from burnish.assist.chain import Chain
+
+    chain = Chain(assistant)
+    if serve is not None:
+        _serve(chain, serve)
+        return
+    spoken = 0
+    for utterance in _utterances(chain, said):
+        for event in chain.respond(utterance):
+            if event["stage"] == "spoke":
+                spoken += 1
+                event["wav"] = _heard_by_people(event["wav"], assistant.speak.play, replies, spoken)
+            print(_line(event, json), flush=True)
+
+
+def _serve(chain: Chain, port: int) -> None:
+    from burnish.assist.serve import Server
+
+    with Server(chain, port) as server:
+        print(f"talk to it at {server.address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        server.serve_forever()
+
+
+def _utterances(chain: Chain, said: list[str] | None) -> Iterator[str | np.ndarray]:
+    """Yield what was said, as texts or as samples, each as soon as it is whole."""
+    from burnish.assist.serve import utterances
+    from burnish.data.sounds import Sound
+
+    if said == [_STREAM]:
+        yield from _streamed(chain)
+        return
+    for given in said if said else (line.rstrip("\n") for line in sys.stdin):
+        path = Path(given).expanduser()
+        if len(given) < 4_096 and path.is_file():
+            yield from utterances(chain, Sound(given, path))
+        else:
+            yield given
+
+
+def _streamed(chain: Chain) -> Iterator[np.ndarray]:
+    import numpy as np
+
+    from burnish.assist.ear import Ear
+    from burnish.data.sounds import FULL
+    from burnish.errors import UserError
+
+    if not chain.hears:
+        raise UserError("listen.model: the assistant has none, so it reads only. Give it text.")
+    ear = Ear(chain.rate, chain.assistant.listen.pause)
+    rest = b""
+    while block := sys.stdin.buffer.read1(_BLOCK):
+        block = rest + block
+        whole = len(block) // 2 * 2
+        rest = block[whole:]
+        yield from ear.hear(np.frombuffer(block[:whole], "<i2").astype(np.float32) / FULL)
+    yield from ear.end()
+
+
+def _heard_by_people(sound: bytes, play: tuple[str, ...], folder: str | None, number: int) -> str:
+    """Play a reply and write it into a folder, where that is asked for; return its file, or how large it is.
+
+    Raises:
+        UserError: neither can be done.
+    """
+    from burnish.errors import UserError
+
+    if play:
+        try:
+            subprocess.run(play, input=sound, check=False)
+        except OSError as error:
+            raise UserError(f"speak.play: {play[0]} cannot be run ({error.strerror}).") from error
+    if folder is None:
+        return f"{len(sound)} bytes"
+    path = Path(folder) / f"{number}.wav"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sound)
+    except OSError as error:
+        raise UserError(f"--replies: {path} cannot be written ({error.strerror}).") from error
+    return str(path)
+
+
+def _line(event: Event, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(event, ensure_ascii=False)
+    shown: dict[str, Any] = {name: value for name, value in event.items() if name not in ("stage", "seconds")}
+    said = shown.pop("text", None)
+    rest = "  ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, {}, []))
+    return f"{event['stage']:<11}{event['seconds']:7.3f} s  " + "  ".join(filter(None, (said, rest)))

@@ -1,0 +1,119 @@
+"""What an assistant is made of and what it can do, as its YAML file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Formatter
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from burnish.config import Settings, Texts, read_recipe
+from burnish.errors import UserError
+
+
+class Listening(Settings):
+    """How it hears."""
+
+    model: str = ""
+    """A run of automatic-speech-recognition or a model for it. Default: it reads only."""
+    pause: float = Field(0.5, ge=0.1, le=5)
+    """Seconds of quiet that end what is said."""
+
+
+class Understanding(Settings):
+    """How it finds out what is wanted."""
+
+    intents: str = ""
+    """A run of text-classification whose labels are intents. One that no action is for is declined."""
+    slots: str = ""
+    """A run of token-classification whose entities are slots."""
+    certain: float = Field(0.5, ge=0, le=1)
+    """A less likely intent is declined."""
+    chat: str = ""
+    """A run of text-generation that answers where no intent is certain. Default: nothing does."""
+    guard: str = ""
+    """A run of text-classification with the label `unsafe`: what it calls so is declined, whatever it is."""
+
+
+class Speaking(Settings):
+    """How it talks."""
+
+    model: str = ""
+    """A run of text-to-speech. Default: it writes only."""
+    command: Texts = ()
+    """A program that writes a WAV file of `{text}` to its output instead, word by word: [espeak-ng, --stdout, "{text}"]."""
+    play: Texts = ()
+    """A program that plays a WAV file from its input: [aplay, -q]."""
+
+
+class Action(Settings):
+    """What is done for an intent."""
+
+    reply: Annotated[Texts, BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+    """What is said: the first text whose slots, such as `{name}`, were all named."""
+    run: Texts = ()
+    """A program with its words, in which slots are filled in too. No shell reads them."""
+    seconds: float = Field(10, gt=0, le=600)
+    """Longest that the program may take."""
+
+
+class Assistant(Settings):
+    """An assistant."""
+
+    listen: Listening = Listening()
+    understand: Understanding = Understanding()
+    speak: Speaking = Speaking()
+    actions: dict[str, Action] = {}
+    """What it does, by intent."""
+    refuse: str = "I am sorry, I cannot help with that."
+    """What is said where nothing fits, or to what is not safe."""
+    failed: str = "I am sorry, that did not work."
+    """What is said where a program fails."""
+    silent: str = "I did not hear anything."
+    """What is said where no words are heard."""
+
+
+def read_assistant(path: Path) -> Assistant:
+    """Return the assistant that a YAML file describes.
+
+    Raises:
+        UserError: the file cannot be read, a setting is wrong, or there is nothing to understand with.
+    """
+    values = read_recipe(path)
+    try:
+        found = Assistant.model_validate(values)
+    except ValidationError as error:
+        problems = (
+            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors()
+        )
+        raise UserError(f"{path}: " + "; ".join(dict.fromkeys(problems)) + ".") from error
+    if not (found.understand.intents or found.understand.chat):
+        raise UserError(
+            f"{path}: understand: give intents, a run of text-classification, or chat, one of text-generation."
+        )
+    if found.understand.intents and not found.actions:
+        raise UserError(f"{path}: actions: say what is done for which intent, such as `turn_on: {{reply: Done.}}`.")
+    if found.speak.model and found.speak.command:
+        raise UserError(f"{path}: speak: give model or command, not both.")
+    for intent, action in found.actions.items():
+        if not action.reply:
+            raise UserError(f"{path}: actions.{intent}.reply: give a text.")
+        for text in (*action.reply, *action.run):
+            slots_of(text, f"{path}: actions.{intent}")
+    return found
+
+
+def slots_of(text: str, where: str = "") -> list[str]:
+    """Return the slots that a text has room for.
+
+    Raises:
+        UserError: braces do not pair.
+
+    >>> slots_of("{name} in the {area}")
+    ['name', 'area']
+    """
+    try:
+        return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise UserError(f"{where}: {text!r}: {error}. Write a slot as {{name}}, a brace as {{{{.") from error
