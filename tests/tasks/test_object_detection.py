@@ -265,6 +265,10 @@ def test_wrong_boxes_stop_a_run_with_file_and_setting(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"augment": {"mixup": 0.2}}, "augment.mixup: boxes cannot be blended"),
+        (
+            {"model": {"preset": "rt-detr-nano", "image_size": 64}},
+            r"at 64 x 64 pixels a rt_detr has 84 places .* its 100 queries.* Give --model.image-size 96 or more",
+        ),
         ({"model": {"preset": "vit-nano"}}, "vit: transformers has no AutoModelForObjectDetection"),
         ({"model": {"preset": "yolos-nano", "backbone": "BERT"}}, "a yolos has no backbone apart from itself"),
         ({"model": {"preset": "rt-detr-nano", "backbone": "BERT"}}, "transformers has no backbone for a bert"),

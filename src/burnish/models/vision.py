@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
+from math import ceil
 from typing import Any
 
 from burnish.errors import UserError
@@ -73,6 +75,7 @@ def _see(model: Any, height: int, width: int) -> Sight:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(pixel_values=torch.zeros(1, 3, height, width, device=model.device))
     except (ValueError, RuntimeError, IndexError) as error:
+        _refuse_few_places(model.config, height, width)
         problem = " ".join(str(error).split())[:160]
         raise UserError(
             f"model.image_size: {type(model).__name__} takes no image of {height} x {width} ({problem})."
@@ -81,6 +84,23 @@ def _see(model: Any, height: int, width: int) -> Sight:
         for handle in handles:
             handle.remove()
     return Sight(positions[0], float(counter.get_total_flops()), numbers[0])
+
+
+def _refuse_few_places(config: Any, height: int, width: int) -> None:
+    """Refuse images so small that a detector of RT-DETR's kind has too few places for queries: each begins at a place of its maps.
+
+    Raises:
+        UserError: names the side that is enough.
+    """
+    strides, queries = getattr(config, "feat_strides", None), getattr(config, "num_queries", 0)
+    places = lambda high, wide: sum(ceil(high / stride) * ceil(wide / stride) for stride in strides or ())  # noqa: E731
+    if not strides or places(height, width) >= queries:
+        return
+    enough = next(side for side in count(max(strides), max(strides)) if places(side, side) >= queries)
+    raise UserError(
+        f"model.image_size: at {height} x {width} pixels a {config.model_type} has {places(height, width)} places in its maps, "
+        f"fewer than its {queries} queries, each of which begins at one. Give --model.image-size {enough} or more."
+    )
 
 
 def settle(model: Any, images: Any, apart: Any = None) -> None:
