@@ -87,7 +87,7 @@ def _see(model: Any, height: int, width: int) -> Sight:
 
 
 def _refuse_few_places(config: Any, height: int, width: int) -> None:
-    """Refuse images so small that a detector of RT-DETR's kind has too few places for queries: each begins at a place of its maps.
+    """Refuse images with fewer places in a detector's maps than queries, each of which begins at one, as in RT-DETR.
 
     Raises:
         UserError: names the side that is enough.
