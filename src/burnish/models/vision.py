@@ -71,7 +71,10 @@ def _see(model: Any, height: int, width: int) -> Sight:
     with suppress(UserError):  # no layers, no positions
         handles.append(find_stack(model)[1][0].register_forward_pre_hook(note, with_kwargs=True))
     handles += [one.register_forward_hook(count) for one in model.modules() if not list(one.children())]
+    learned = [value for value in model.parameters() if value.requires_grad]
     try:
+        for value in learned:  # else what counts operations looks for the gradient of a weight that a layer is given
+            value.requires_grad_(False)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(pixel_values=torch.zeros(1, 3, height, width, device=model.device))
     except (ValueError, RuntimeError, IndexError) as error:
@@ -81,6 +84,8 @@ def _see(model: Any, height: int, width: int) -> Sight:
             f"model.image_size: {type(model).__name__} takes no image of {height} x {width} ({problem})."
         ) from error
     finally:
+        for value in learned:
+            value.requires_grad_(True)
         for handle in handles:
             handle.remove()
     return Sight(positions[0], float(counter.get_total_flops()), numbers[0])
