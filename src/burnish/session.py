@@ -398,7 +398,7 @@ class Session:
         write_atomic(folder.report, page.render_report(folder))
         write_atomic(folder.card, card.render_card(folder))
         write_json(folder.metrics, metrics)
-        self.terminal.facts("Done", end_rows(metrics))
+        self.terminal.facts("Done", end_rows(metrics, self.plan.sequence))
         self.terminal.say(f"report  {folder.report}")
         asked = self.task.asked_columns(self.config.data).values()
         example = f"'{json.dumps(dict.fromkeys(asked, '...'))}'" if len(asked) > 1 else f'"{self.task.example_input}"'

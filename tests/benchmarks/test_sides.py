@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from benchmarks.burnish_side import measure
+from benchmarks.image_rows import Images, together
 from benchmarks.page import check_sentiment
 from benchmarks.rows import digest, read_split
 from benchmarks.tfidf import baselines
 from benchmarks.trainer_sentiment import ALL_SIDES, main, settings_of
+from helpers import session_of
 
 
 @pytest.fixture
@@ -85,6 +88,22 @@ def test_burnish_side_measures_text_generation(tmp_path: Path, text_file: Path):
     assert 0 < result["train"]["cpu"] < result["whole"]["cpu"]
     assert 0 < result["bits_per_byte"] < 10
     assert result["held_out_bytes"] == sum(len(row.values["text"].encode()) for row in read_split(recipe).held_out)
+
+
+def test_trainer_gets_the_images_and_boxes_that_burnish_learns(tmp_path: Path, boxes_folder: Path):
+    """A detector's rows as a plain script gives them to Trainer, decoded anew or kept, are those of the task's own batches."""
+    given = {"model": {"preset": "yolos-nano", "image_size": 32}, "data": {"train": str(boxes_folder)}}
+    session = session_of("object-detection", tmp_path / "run", **given)
+    wanted = session.task.collate([session.stores["train"][row] for row in range(6)])
+    for kept in (False, True):
+        rows = Images(session, kept)
+        found = together([rows[row] for row in range(6)])
+        assert np.abs(found["pixel_values"] - wanted.inputs["pixel_values"]).max() < 1e-5
+        for row, label in enumerate(found["labels"]):
+            count = len(label["class_labels"])
+            assert label["class_labels"].tolist() == wanted.targets["numbers"][row, :count].tolist()
+            assert label["boxes"].numpy() == pytest.approx(wanted.targets["boxes"][row, :count].numpy())
+            assert (wanted.targets["numbers"][row, count:] == -1).all()
 
 
 def test_baselines_on_words_that_decide(tmp_path: Path, reviews_file: Path):

@@ -103,22 +103,6 @@ def test_the_adapter_opens_with_peft_beside_its_base(tmp_path: Path, text_file: 
         assert torch.allclose(found(input_ids=ids).logits, wanted(input_ids=ids).logits, atol=1e-4)
 
 
-@pytest.fixture
-def decoder(tmp_path: Path, text_file: Path) -> Path:
-    """A small GPT-2 with its tokenizer, trained for two steps from scratch."""
-    run = burnish.train(
-        "text-generation",
-        terminal=QUIET,
-        preset="gpt2-nano",
-        model={"vocab_size": 300},
-        data=str(text_file),
-        train={"length": "2 steps", "batch": 4, "sequence": 32, "precision": "fp32"},
-        run={"dir": str(tmp_path / "base")},
-    )
-    assert isinstance(run, burnish.Run)
-    return run.path / "model"
-
-
 def test_adapters_go_with_frozen_layers_their_cache_and_resume(
     tiny_bert: Path, reviews_file: Path, tmp_path: Path
 ) -> None:

@@ -100,22 +100,6 @@ def test_rows_that_are_there_already_are_used(tmp_path: Path) -> None:
     assert len(table) == families.VOCABULARY and torch.equal(table[-1], table[7])
 
 
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
-    """A small GPT-2 with its tokenizer, trained for two steps from scratch."""
-    run = burnish.train(
-        "text-generation",
-        terminal=QUIET,
-        preset="gpt2-nano",
-        model={"vocab_size": 300},
-        data=str(text_file),
-        train={"length": "2 steps", "batch": 4, "sequence": 32, "precision": "fp32"},
-        run={"dir": str(tmp_path_factory.mktemp("decoder") / "base")},
-    )
-    assert isinstance(run, burnish.Run)
-    return run.path / "model"
-
-
 def settings(base: Path, rows: Path, **more: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
         "model": {"path": str(base), **more.pop("model", {})},

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForObjectDetection
 
 import burnish
 from burnish.data.boxes import checked
@@ -19,6 +20,7 @@ from burnish.data.processor import make_processor
 from burnish.data.rows import Rows, find_parts
 from burnish.errors import UserError
 from burnish.models.vision import settle
+from burnish.ops.batch_norm import hold_batch_norm
 from burnish.task import BrokenRow
 from burnish.tasks.object_detection import Found
 from burnish.terminal import Terminal
@@ -61,6 +63,24 @@ SMALL_HYBRID: dict[str, Any] = {
         "out_features": ["stage2", "stage3", "stage4"],
     },
 }
+SMALL_GROUPS: dict[str, Any] = {
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_ffn_dim": 32,
+    "decoder_self_attention_heads": 2,
+    "decoder_cross_attention_heads": 2,
+    "decoder_n_points": 2,
+    "num_queries": 12,
+    "group_detr": 3,
+    "dropout": 0.0,
+}
+SMALL_VIT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "num_windows": 4,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "yolos": {
         "hidden_size": 32,
@@ -83,6 +103,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "rt_detr": SMALL_HYBRID,
     "rt_detr_v2": SMALL_HYBRID,
     "d_fine": SMALL_HYBRID,
+    "lw_detr": {
+        **SMALL_GROUPS,
+        "projector_scale_factors": [1.0],
+        "backbone_config": {**SMALL_VIT, "model_type": "lw_detr_vit", "pretrain_image_size": 64, "out_indices": [1, 2]},
+    },
+    "rf_detr": {
+        **SMALL_GROUPS,
+        "projector_scale_factors": [1.0],
+        "backbone_config": {
+            **SMALL_VIT,
+            "model_type": "rf_detr_dinov2",
+            "patch_size": 8,
+            "num_windows": 2,
+            "out_indices": [1, 2],
+        },
+    },
 }
 
 
@@ -127,7 +163,7 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut(kind: str, shapes: Pa
     assert apart(gradient_of(session, 2, mean=True), wanted) > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["yolos", "conditional_detr", "deformable_detr", "rt_detr", "d_fine"])
+@pytest.mark.parametrize("kind", ["yolos", "conditional_detr", "deformable_detr", "rt_detr", "d_fine", "lw_detr"])
 def test_what_is_trained_is_what_transformers_opens(kind: str, shapes: Path, tmp_path: Path) -> None:
     """From a detector of other classes to a run, whose exported folder finds in plain transformers what the run finds."""
     from transformers import AutoModelForObjectDetection
@@ -265,6 +301,10 @@ def test_wrong_boxes_stop_a_run_with_file_and_setting(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"augment": {"mixup": 0.2}}, "augment.mixup: boxes cannot be blended"),
+        (
+            {"model": {"preset": "rt-detr-nano", "image_size": 64}},
+            r"at 64 x 64 pixels a rt_detr has 84 places .* its 100 queries.* Give --model.image-size 96 or more",
+        ),
         ({"model": {"preset": "vit-nano"}}, "vit: transformers has no AutoModelForObjectDetection"),
         ({"model": {"preset": "yolos-nano", "backbone": "BERT"}}, "a yolos has no backbone apart from itself"),
         ({"model": {"preset": "rt-detr-nano", "backbone": "BERT"}}, "transformers has no backbone for a bert"),
@@ -290,6 +330,34 @@ def test_a_model_that_needs_a_missing_package_says_so() -> None:
 
     with pytest.raises(UserError, match=r"needs a package that is missing .*timm"):
         skeleton("AutoModelForObjectDetection", AutoConfig.for_model("dab-detr"))
+
+
+def test_queries_in_groups_are_learned_as_their_model_means(shapes: Path, tmp_path: Path) -> None:
+    """An LW-DETR's own loss of one batch, whose groups each find all boxes, is the sum of our terms by their weights."""
+    folder = detector(tmp_path / "model", "lw_detr")
+    given = {
+        "model": {"path": str(folder)},
+        "data": {"train": str(shapes)},
+        "train": {"precision": "fp32", "dropout": 0},
+    }
+    session = session_of("object-detection", tmp_path / "run", **given)
+    task, model = session.task, session.fit.model
+    batch = task.collate([session.stores["train"][row] for row in range(6)])
+    model.train()
+    ours = sum(value / batch.weights[name] for name, value in task.loss(model, batch).items())
+    plain = AutoModelForObjectDetection.from_pretrained(
+        folder, num_labels=len(task.names), ignore_mismatched_sizes=True
+    )
+    plain.load_state_dict(model.state_dict())
+    plain.train()
+    hold_batch_norm(plain)
+    labels = [
+        {"class_labels": numbers[numbers >= 0], "boxes": boxes[numbers >= 0]}
+        for boxes, numbers in zip(batch.targets["boxes"], batch.targets["numbers"], strict=True)
+    ]
+    with torch.no_grad():
+        theirs = plain(pixel_values=batch.inputs["pixel_values"], labels=labels).loss
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-4)
 
 
 def test_a_micro_batch_without_boxes_only_teaches_that_there_are_none(shapes: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
+from math import ceil
 from typing import Any
 
 from burnish.errors import UserError
@@ -93,16 +95,39 @@ def _seen(model: Any, inputs: Mapping[str, Any], of: str, refusal: str) -> Sight
     with suppress(UserError):  # no layers, no positions
         handles.append(find_stack(model)[1][0].register_forward_pre_hook(note, with_kwargs=True))
     handles += [one.register_forward_hook(count) for one in model.modules() if not list(one.children())]
+    learned = [value for value in model.parameters() if value.requires_grad]
     try:
+        for value in learned:  # else what counts operations looks for the gradient of a weight that a layer is given
+            value.requires_grad_(False)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(**{name: value.to(model.device) for name, value in inputs.items()})
     except (ValueError, RuntimeError, IndexError) as error:
+        _refuse_few_places(model.config, height, width)
         problem = " ".join(str(error).split())[:160]
         raise UserError(f"{refusal} ({problem}).") from error
     finally:
+        for value in learned:
+            value.requires_grad_(True)
         for handle in handles:
             handle.remove()
     return Sight(positions[0], float(counter.get_total_flops()), numbers[0], of)
+
+
+def _refuse_few_places(config: Any, height: int, width: int) -> None:
+    """Refuse images with fewer places in a detector's maps than queries, each of which begins at one, as in RT-DETR.
+
+    Raises:
+        UserError: names the side that is enough.
+    """
+    strides, queries = getattr(config, "feat_strides", None), getattr(config, "num_queries", 0)
+    places = lambda high, wide: sum(ceil(high / stride) * ceil(wide / stride) for stride in strides or ())  # noqa: E731
+    if not strides or places(height, width) >= queries:
+        return
+    enough = next(side for side in count(max(strides), max(strides)) if places(side, side) >= queries)
+    raise UserError(
+        f"model.image_size: at {height} x {width} pixels a {config.model_type} has {places(height, width)} places in its maps, "
+        f"fewer than its {queries} queries, each of which begins at one. Give --model.image-size {enough} or more."
+    )
 
 
 def settle(model: Any, images: Any, apart: Any = None) -> None:

@@ -19,9 +19,11 @@ from burnish.units import readable_bytes, readable_count, readable_seconds
 Rows = list[tuple[str, str, str]]
 
 
-def unit_of(task: str) -> str:
-    """Return what the positions of a task's model are called."""
+def unit_of(task: str, sequence: int) -> str:
+    """Return what the positions of a task's model are called, of which a row has at most so many."""
     reads = registry()[task].reads if task in registry() else "text"
+    if reads == "images" and sequence == 1:
+        return "images"  # a network of maps has no positions
     return {"images": "patches", "audio": "frames"}.get(reads, "tokens")
 
 
@@ -33,7 +35,7 @@ def plan_rows(plan: Plan, config: Config, run: str, exactness: str) -> Rows:
         exactness: how exactly this model can be trained.
     """
     why, data, model = plan.why, plan.data, plan.model
-    unit = unit_of(config.task.name)
+    unit = unit_of(config.task.name, plan.sequence)
     ranks = config.parallel.ranks
     return [
         ("run", run, ""),
@@ -46,11 +48,12 @@ def plan_rows(plan: Plan, config: Config, run: str, exactness: str) -> Rows:
         (
             "data",
             ", ".join(f"{count:,} {split}" for split, count in data["rows"].items()) + " rows",
-            f"{data['examples']['train']:,} training examples of {data['tokens']['train']:,} {unit}",
+            f"{data['examples']['train']:,} training examples"
+            + (f" of {data['tokens']['train']:,} {unit}" if unit != "images" else ""),
         ),
         ("length", f"{plan.total_steps:,} steps", why.get("total_steps", "")),
         ("batch", f"{config.train.batch} rows, {plan.micro_batch} at once", why.get("micro_batch", "")),
-        ("sequence", f"{plan.sequence} {unit}", why.get("sequence", "")),
+        ("sequence", "maps" if unit == "images" else f"{plan.sequence} {unit}", why.get("sequence", "")),
         ("optimizer", f"{config.optim.name}, peak learning rate {plan.lr:g}", why.get("lr", "")),
         (
             "schedule",
@@ -104,8 +107,12 @@ def left_out_rows(splits: Splits, store: Store, plan: Plan, cuts: bool) -> Rows:
     return rows
 
 
-def end_rows(metrics: dict[str, Any]) -> Rows:
-    """Return the final metrics with their intervals, the time and the speed."""
+def end_rows(metrics: dict[str, Any], sequence: int) -> Rows:
+    """Return the final metrics with their intervals, the time and the speed.
+
+    Args:
+        sequence: positions of a row, as planned.
+    """
     rows = []
     for split in ("validation", "test"):
         for name, value in metrics.get(split, {}).items():
@@ -117,7 +124,7 @@ def end_rows(metrics: dict[str, Any]) -> Rows:
     names = {"padding": "padding", "waited": "waited", "mfu": "MFU"}
     notes = [f"{words} {found[name]:.1%}" for name, words in names.items() if found[name] is not None]
     notes.append(f"peak memory {readable_bytes(found['peak_memory_bytes'])}")
-    speed = f"{readable_count(found['positions_per_second'])} {unit_of(metrics['task'])}/s"
+    speed = f"{readable_count(found['positions_per_second'])} {unit_of(metrics['task'], sequence)}/s"
     rows.append(("speed", speed, ", ".join(notes)))
     return rows
 

@@ -18,7 +18,8 @@ _SOFTMAX = frozenset({"ForObjectDetection"})
 _FOCAL = frozenset({f"{name}ForObjectDetection" for name in ("DeformableDetr", "ConditionalDetr", "DabDetr")})
 _VARIFOCAL = frozenset({"RTDetrForObjectDetection", "RTDetrV2ForObjectDetection"})
 _FINE = frozenset({"DFineForObjectDetection"})
-KINDS = _SOFTMAX | _FOCAL | _VARIFOCAL | _FINE
+_GROUPED = frozenset({"LwDetrForObjectDetection", "RfDetrForObjectDetection"})
+KINDS = _SOFTMAX | _FOCAL | _VARIFOCAL | _FINE | _GROUPED
 
 
 @dataclass
@@ -48,13 +49,14 @@ class SetLoss:
         from transformers.loss.loss_d_fine import DFineLoss
         from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
         from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
+        from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher, LwDetrImageLoss
         from transformers.loss.loss_rt_detr import RTDetrLoss
 
         kind, config = getattr(model, "loss_type", None), model.config
         if kind not in KINDS:
             raise UserError(
                 f"model: a {config.model_type} is not trained here, for its loss is not known to be a sum over images. Take a "
-                "DETR, Conditional DETR, Deformable DETR, RT-DETR, D-FINE or YOLOS."
+                "DETR, Conditional DETR, Deformable DETR, RT-DETR, D-FINE, LW-DETR, RF-DETR or YOLOS."
             )
         if kind in _VARIFOCAL | _FINE:
             criterion = (DFineLoss if kind in _FINE else RTDetrLoss)(config)
@@ -63,11 +65,14 @@ class SetLoss:
         terms = ["labels", "boxes"]
         if kind in _SOFTMAX:
             criterion = ImageLoss(HungarianMatcher(*costs), config.num_labels, config.eos_coefficient, terms)
+        elif kind in _GROUPED:
+            matcher = LwDetrHungarianMatcher(*costs)
+            criterion = LwDetrImageLoss(matcher, config.num_labels, config.focal_alpha, terms, config.group_detr)
         else:
             matcher = DeformableDetrHungarianMatcher(*costs)
             criterion = DeformableDetrImageLoss(matcher, config.num_labels, config.focal_alpha, terms)
         factors = {
-            "loss_ce": 1.0,
+            "loss_ce": config.class_loss_coefficient if kind in _GROUPED else 1.0,
             "loss_bbox": config.bbox_loss_coefficient,
             "loss_giou": config.giou_loss_coefficient,
         }
@@ -95,17 +100,19 @@ class SetLoss:
         config: Any,
         outputs_class: torch.Tensor | None = None,
         outputs_coord: torch.Tensor | None = None,
+        *encoder: torch.Tensor,
         **more: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], None]:
         """Return the sum of all terms and each of them; called by the model with what its layers predict."""
         self.criterion.to(device)
-        layers = self._layers(logits, pred_boxes, outputs_class, outputs_coord, more)
+        layers = self._layers(logits, pred_boxes, outputs_class, outputs_coord, encoder, more)
+        groups = logits.shape[1] // config.num_queries if self.kind in _GROUPED else 1  # each finds all boxes
         sums: dict[str, torch.Tensor] = {}
         for layer in layers:
-            for term, value in self._terms(layer, labels).items():
+            for term, value in self._terms(layer, labels, groups).items():
                 group = {"loss_bbox": "boxes", "loss_giou": "boxes", "loss_fgl": "boxes", "loss_ddf": "distillation"}
                 name = group.get(term, "classes")
-                sums[name] = sums.get(name, 0.0) + self.factors[term] * value
+                sums[name] = sums.get(name, 0.0) + self.factors[term] / groups * value
         return sum(sums.values()), sums, None  # type: ignore  (tensors)
 
     def _layers(
@@ -114,6 +121,7 @@ class SetLoss:
         boxes: torch.Tensor,
         classes_of: torch.Tensor | None,
         boxes_of: torch.Tensor | None,
+        encoder: Sequence[torch.Tensor],
         more: Mapping[str, Any],
     ) -> list[Layer]:
         """Return what is compared with the targets: the last layer's predictions, and those of the layers before it."""
@@ -123,7 +131,9 @@ class SetLoss:
             one, other = (value.transpose(0, 1) if rows_first else value for value in (classes_of, boxes_of))
             pairs = list(zip(one[:-1], other[:-1], strict=True)) + pairs
         if rows_first:
-            pairs.append((more["enc_topk_logits"], more["enc_topk_bboxes"]))
+            encoder = more["enc_topk_logits"], more["enc_topk_bboxes"]
+        if encoder:
+            pairs.append((encoder[0], encoder[1]))
         layers = [{"logits": one.float(), "pred_boxes": other.float()} for one, other in pairs]
         if self.kind in _FINE:
             points, corners = more["initial_reference_points"], more["predicted_corners"]
@@ -134,9 +144,9 @@ class SetLoss:
                     layer["teacher_corners"], layer["teacher_logits"] = corners[:, -1].float(), logits.float()
         return layers
 
-    def _terms(self, layer: Layer, labels: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def _terms(self, layer: Layer, labels: list[dict[str, torch.Tensor]], groups: int) -> dict[str, torch.Tensor]:
         """Return the sums of a layer's terms. transformers divides by the number of boxes it is told: by 1."""
-        chosen = self._matched(layer, labels)
+        chosen = self._matched(layer, labels, groups)
         found: dict[str, torch.Tensor] = {}
         for term in self.criterion.losses:
             if term != "local":
@@ -151,11 +161,11 @@ class SetLoss:
             found["loss_ce"] = found["loss_ce"] * count
         return found
 
-    def _matched(self, layer: Layer, labels: list[dict[str, torch.Tensor]]) -> list[tuple[Any, Any]]:
+    def _matched(self, layer: Layer, labels: list[dict[str, torch.Tensor]], groups: int) -> list[tuple[Any, Any]]:
         """Return which queries of each image are matched with which of its boxes."""
         import torch
 
         if any(len(one["class_labels"]) for one in labels):
-            return self.criterion.matcher(layer, labels)
+            return self.criterion.matcher(layer, labels, *([groups] if self.kind in _GROUPED else []))
         nothing = torch.zeros(0, dtype=torch.int64)  # transformers' matchers fail where no image has a box
         return [(nothing, nothing) for _ in labels]
