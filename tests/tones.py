@@ -30,7 +30,7 @@ def folder_of_songs(folder: Path, count: int, seed: int = 0) -> Path:
     for number in range(count):
         words = ["".join(random.choice(list("abcd"), int(random.integers(1, 4)))) for _ in range(number % 2 + 1)]
         soundfile.write(folder / f"{number:03}.wav", sung(" ".join(words), random), RATE)
-        lines.append({"file_name": f"{number:03}.wav", "text": " ".join(words), "singer": f"s{number % 5}"})
+        lines.append({"file_name": f"{number:03}.wav", "text": " ".join(words), "singer": f"s{number % 16}"})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

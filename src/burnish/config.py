@@ -319,6 +319,11 @@ class GenerateSettings(Settings):
     """With beams: above 0 longer answers are preferred, below 0 shorter ones."""
     stop: Texts = ()
     """Texts that end an answer; they are no part of it."""
+    words: str | None = None
+    """A text file by whose words, and which stand beside which, beams are judged too; a list of words has one on each line
+    (automatic-speech-recognition by CTC)."""
+    words_weight: float = Field(0.5, ge=0, le=100)
+    """How much that counts beside what is heard."""
     candidates: int = Field(16, ge=1, le=1024)
     """Answers that are sampled, rated and ranked (text-generation with task.rates)."""
     safety: float = Field(0.5, ge=0, le=1)

@@ -94,9 +94,18 @@ def toy(
         "audio-classification": {
             "model": {"preset": "w2v-bert-nano"},
             "data": {"train": str(tones_folder)},
+            "task": {"seconds": 2},
             "augment": {"noise": 0.1, "gain": 6, "speed": 0.1, "mask_time": 0.1, "mask_frequency": 0.1},
-            "train": {"length": "24 steps", "batch": 8, "precision": "fp32", "evaluate_every": "12 steps"},
+            "train": {"length": "22 steps", "batch": 8, "precision": "fp32", "evaluate_every": "22 steps"},
             "optim": {"lr": 1e-3},
+        },
+        "automatic-speech-recognition": {
+            "model": {"preset": "w2v-bert-nano"},
+            "data": {"train": str(songs_folder), "group": "singer", "holdout": "20%"},
+            "task": {"seconds": 2},
+            "augment": {"noise": 0.1, "speed": 0.1, "mask_frequency": 0.05},
+            "train": {"length": "22 steps", "batch": 8, "precision": "fp32", "evaluate_every": "22 steps"},
+            "optim": {"lr": 2e-3},
         },
         "image-classification": {
             "model": {"preset": "vit-nano", "image_size": 16},

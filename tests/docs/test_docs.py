@@ -31,6 +31,7 @@ GUIDES = [
     ROOT / "docs" / "image-classification.md",
     ROOT / "docs" / "image-segmentation.md",
     ROOT / "docs" / "object-detection.md",
+    ROOT / "docs" / "speech.md",
 ]
 
 
@@ -52,6 +53,8 @@ def place(
     shapes_folder: Path,
     patches_folder: Path,
     boxes_folder: Path,
+    songs_folder: Path,
+    tones_folder: Path,
 ) -> Path:
     """A folder with the files the docs speak of."""
     (tmp_path / ".assets").symlink_to(assets["minilm"].parent)
@@ -73,6 +76,9 @@ def place(
     (tmp_path / "photo.png").write_bytes(next(shapes_folder.rglob("*.png")).read_bytes())
     (tmp_path / "cells").symlink_to(patches_folder)
     (tmp_path / "cell.png").write_bytes(next((patches_folder / "images").iterdir()).read_bytes())
+    (tmp_path / "songs").symlink_to(songs_folder)
+    (tmp_path / "tones").symlink_to(tones_folder)
+    (tmp_path / "speech.wav").write_bytes((songs_folder / "000.wav").read_bytes())
     (tmp_path / "book.txt").write_bytes(text_file.read_bytes())
     return tmp_path
 

@@ -49,7 +49,13 @@ def made(kind: str, folder: Path) -> dict[str, Any]:
 
 def settings_of(kind: str, folder: Path, data: Path) -> dict[str, Any]:
     train = {"batch": 6, "precision": "fp32", "dropout": 0, "length": "20 steps", "evaluate_every": "20 steps"}
-    return {"model": made(kind, folder), "data": {"train": str(data)}, "train": train, "optim": {"lr": 1e-3}}
+    return {
+        "model": made(kind, folder),
+        "data": {"train": str(data)},
+        "train": train,
+        "optim": {"lr": 1e-3},
+        "task": {"seconds": 2},
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

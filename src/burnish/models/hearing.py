@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from burnish.errors import UserError
 
+#: Samples between the entries of a mask that Moonshine's encoder looks at, as transformers has it.
+_MOONSHINE_STRIDE = 64 * 3 * 2
 #: What models of sound have that says how many positions come of so many samples or frames.
 _COUNTERS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
 
@@ -28,11 +30,11 @@ def positions_of(model: Any, frames: int) -> int:
     return max(0, int(counter(torch.tensor(frames))))
 
 
-def split_norms(model: Any) -> None:
-    """Let norms over time in a model's front see each row alone, without what fills it up to the longest.
+def prepare(model: Any) -> None:
+    """Let a model take features in the precision it computes in, and norms over time in its front see each row alone.
 
-    Else what a model hears in a sound would depend on the length of its neighbours. The models of wav2vec 2.0's and
-    HuBERT's base size and Moonshine have such norms; no weight changes.
+    Else what a model hears in a sound would depend on the length of its neighbours, which fill it up. The models of wav2vec
+    2.0's and HuBERT's base size and Moonshine have such norms; no weight changes.
     """
     found, before = [], None
     for module in list(model.modules()):
@@ -43,17 +45,29 @@ def split_norms(model: Any) -> None:
                 setattr(module, name, norm)
                 found.append(norm)
             before = child if isinstance(child, nn.Conv1d) else before
-    if not found:
-        return
 
-    def note(module: Any, args: Any, kwargs: Any) -> None:
-        mask = kwargs.get("attention_mask")
+    def take(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask, precision = kwargs.get("attention_mask"), next(module.parameters()).dtype
         for norm in found:
             norm.counts = None if mask is None else mask.sum(1).tolist()
+        if mask is not None and model.config.model_type == "moonshine":
+            kwargs = kwargs | {"attention_mask": _thinned(module, mask)}
+        heard = {name: kwargs[name].to(precision) for name in ("input_values", "input_features") if name in kwargs}
+        return tuple(value.to(precision) for value in args), kwargs | heard
 
-    encoder = model.get_encoder() if model.config.is_encoder_decoder else None
-    for module in [model, *([encoder] if encoder is not None else [])]:
-        module.register_forward_pre_hook(note, with_kwargs=True)
+    hearing = model.get_encoder() if model.config.is_encoder_decoder else model
+    hearing.register_forward_pre_hook(take, with_kwargs=True)
+
+
+def _thinned(encoder: Any, mask: torch.Tensor) -> torch.Tensor:
+    """Return a mask of samples of which Moonshine's encoder makes one of just the positions that a row has.
+
+    It takes each 384th entry, of which there are more than its convolutions give positions; so a row would hear its
+    neighbours' length.
+    """
+    counts = torch.tensor([positions_of(encoder, int(count)) for count in mask.sum(1)], device=mask.device)
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return (places <= (counts[:, None] - 1) * _MOONSHINE_STRIDE).to(mask.dtype)
 
 
 class _RowNorm(nn.GroupNorm):

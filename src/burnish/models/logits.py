@@ -94,8 +94,12 @@ def _tried(model: Any) -> str | None:
         {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     )
     if model.main_input_name != "input_ids":  # what it hears stays out of this
+        from transformers.modeling_outputs import BaseModelOutput
+
         heard = torch.linspace(-1, 1, 16 * model.config.hidden_size, device=device, dtype=head.weight.dtype)
-        inputs = {"encoder_outputs": (heard.view(2, 8, -1),), "decoder_input_ids": ids}
+        encoded: Any = BaseModelOutput(last_hidden_state=heard.view(2, 8, -1))
+        encoded.attention_mask = None  # Moonshine asks for it
+        inputs = {"encoder_outputs": encoded, "decoder_input_ids": ids}
     given = inputs, torch.tensor([1, 2, 0], device=device), torch.tensor([1, 2, 7], device=device)
     ways, training = [], model.training
     model.eval()

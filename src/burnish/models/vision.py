@@ -39,6 +39,7 @@ def see(model: Any, height: int, width: int) -> Sight:
     """
     import torch
 
+    _refuse_few_places(model.config, height, width)
     inputs, size = {"pixel_values": torch.zeros(1, 3, height, width)}, f"{height} x {width}"
     refusal = f"model.image_size: {type(model).__name__} takes no image of {size}"
     return _sight(model, inputs, f"images of {size} pixels", refusal)
@@ -102,7 +103,6 @@ def _seen(model: Any, inputs: Mapping[str, Any], of: str, refusal: str) -> Sight
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(**{name: value.to(model.device) for name, value in inputs.items()})
     except (ValueError, RuntimeError, IndexError) as error:
-        _refuse_few_places(model.config, height, width)
         problem = " ".join(str(error).split())[:160]
         raise UserError(f"{refusal} ({problem}).") from error
     finally:

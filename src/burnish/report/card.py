@@ -166,8 +166,9 @@ def _without_folder(recipe: str) -> str:
 
 
 def _example(facts: Facts) -> str:
-    if facts.task in registry() and registry()[facts.task].reads == "images":
-        return "photo.jpg"
+    reads = registry()[facts.task].reads if facts.task in registry() else "text"
+    if reads != "text":
+        return {"images": "photo.jpg", "audio": "speech.wav"}[reads]
     prompts = facts.plan["facts"].get("prompts") or ["Once upon a time"]
     return (
         prompts[0] if _TAGS.get(facts.task, facts.task) == "text-generation" else "the plot is thin but the cast shines"
@@ -311,6 +312,18 @@ print(vector)
 """
 
 
+def _sound_usage(facts: Facts) -> str:
+    return f"""
+import soundfile
+import soxr
+from transformers import pipeline
+
+model = pipeline({_text(facts.task)}, model={_text(facts.folder.model)})
+samples, rate = soundfile.read({_text(_example(facts))}, dtype="float32", always_2d=True)
+print(model(soxr.resample(samples.mean(1), rate, model.feature_extractor.sampling_rate)))
+"""
+
+
 def _any_usage(facts: Facts) -> str:
     return f"""
 from transformers import pipeline
@@ -325,6 +338,8 @@ _USAGE: dict[str, Callable[[Facts], str]] = {
     "text-generation": _generation_usage,
     "text-classification": _classification_usage,
     "image-classification": _image_usage,
+    "audio-classification": _sound_usage,
+    "automatic-speech-recognition": _sound_usage,
     "question-answering": _answer_usage,
     "preference-tuning": _generation_usage,
     "reward-modeling": _reward_usage,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from burnish.config import TaskSettings
+from burnish.config import AugmentSettings, TaskSettings
 from burnish.data.augment_sounds import is_on, varied
 from burnish.data.media import Decode, Decoders
 from burnish.data.sounds import FULL, Sound, flaw_of
@@ -52,9 +52,9 @@ class AudioTask(MediaTask):
         return {name: value for name, value in own.items() if hasattr(self.config, name)}
 
     def check(self, model: Any) -> None:
-        from burnish.models.hearing import split_norms
+        from burnish.models.hearing import prepare
 
-        split_norms(model)
+        prepare(model)
 
     def sight(self, model: Any) -> Any:
         from burnish.models.vision import hear
@@ -123,7 +123,7 @@ class AudioTask(MediaTask):
     def _shape(self) -> Any:
         from burnish.models.load import skeleton
 
-        return skeleton(self.auto_class, self.config)
+        return skeleton("AutoModel", self.config)  # no head is needed to count
 
     def positions(self, frames: int) -> int:
         """Return how many positions the model makes of so many samples or spectra; of a window some number."""
@@ -138,7 +138,11 @@ class AudioTask(MediaTask):
         return is_on(self.augment)
 
     def vary(self, example: Example, draw: int, following: Example | None = None) -> Example:
-        samples = varied(self.augment, samples_of(example), self.rate, draw)
+        return self.varied(example, draw, self.augment)
+
+    def varied(self, example: Example, draw: int, settings: AugmentSettings) -> Example:
+        """Return the example with its samples varied, so that it has other frames."""
+        samples = varied(settings, samples_of(example), self.rate, draw)
         return {**example, "samples": samples, "frames": np.array([self.frames(len(samples))])}
 
     def replayed(self, example: Example) -> Example:
