@@ -3,7 +3,7 @@
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands] [synopses]
                              [fashion-mnist] [textiles] [trees] [nuclei] [nuclei-objects] [composites] [dinov2-small]
-                             [asterisk] [whisper-tiny-en]
+                             [asterisk] [whisper-tiny-en] [home-requests]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies. The
 synopses come from the package index of a Debian machine, and are not pinned.
@@ -31,6 +31,7 @@ from typing import Any
 
 import pictures
 import sounds
+from home_requests import home_requests
 from synopses import pairs_of
 
 FOLDER = Path(__file__).resolve().parent.parent / ".assets"
@@ -550,6 +551,7 @@ ASSETS: dict[str, Asset | Made] = {
     "smollm2": Asset("smollm2", "SmolLM2-135M-Instruct", smollm2),
     "faq": Asset("faq", "faq-en.jsonl", faq),
     "home-commands": Asset("home-commands", "home-commands", home_commands),
+    "home-requests": Made(("home-commands",), "home-requests", home_requests),
     "synopses": Asset("debian", "synopses", synopses),
 }
 #: What the demo and the tests need; the others are for single recipes, by name.

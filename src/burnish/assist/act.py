@@ -7,24 +7,29 @@ from collections.abc import Mapping, Sequence
 
 from burnish.assist.settings import Action, slots_of
 
+#: Stands in a reply for what the program wrote.
+OUTPUT = "output"
+#: Characters of it that are said.
+_MOST_SAID = 500
+
 
 class Unfit(Exception):
     """A request that cannot be carried out: a slot is missing, or its value is none that a program should get."""
 
 
 def reply_of(action: Action, slots: Mapping[str, str]) -> str:
-    """Return the first reply whose slots were all named.
+    """Return the first reply whose slots were all named, still to be filled in; `{output}` is what the program says.
 
     Raises:
         Unfit: none is.
 
     >>> action = Action(reply=("Lights in the {area} are on.", "On."))
     >>> reply_of(action, {"area": "kitchen"}), reply_of(action, {})
-    ('Lights in the kitchen are on.', 'On.')
+    ('Lights in the {area} are on.', 'On.')
     """
     for text in action.reply:
-        if slots.keys() >= set(slots_of(text)):
-            return text.format_map(slots)
+        if slots.keys() | {OUTPUT} >= set(slots_of(text)):
+            return text
     raise Unfit("a slot that every reply needs was not named")
 
 
@@ -47,13 +52,16 @@ def command_of(words: Sequence[str], slots: Mapping[str, str]) -> list[str]:
     return [word.format_map(used) for word in words]
 
 
-def run(words: Sequence[str], seconds: float) -> str:
-    """Run a program without a shell, and return what went wrong; an empty text if nothing did."""
+def run(words: Sequence[str], seconds: float) -> tuple[str, str]:
+    """Run a program without a shell, and return what it wrote, and what went wrong; an empty text if nothing did."""
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        return f"took longer than {seconds:g} seconds"
+        return "", f"took longer than {seconds:g} seconds"
     except OSError as error:
-        return f"cannot be run ({error.strerror})"
+        return "", f"cannot be run ({error.strerror})"
+    written = " ".join(done.stdout[: 4 * _MOST_SAID].decode("utf-8", "replace").split())[:_MOST_SAID]
+    if not done.returncode:
+        return written, ""
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    return f"ended with {done.returncode}" + (f": {said[-1]}" if said else "") if done.returncode else ""
+    return written, f"ended with {done.returncode}" + (f": {said[-1]}" if said else "")

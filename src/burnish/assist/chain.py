@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from burnish.assist.act import Unfit, command_of, reply_of, run
+from burnish.assist.act import OUTPUT, Unfit, command_of, reply_of, run
 from burnish.assist.settings import Assistant
 from burnish.errors import UserError
 from burnish.inference import Opened, open_model
@@ -136,7 +136,7 @@ class Chain:
             yield self._say(assistant.refuse)
 
     def _act(self, intent: str, slots: dict[str, str]) -> Iterator[Event]:
-        action, problem = self.assistant.actions[intent], ""
+        action = self.assistant.actions[intent]
         try:
             reply = reply_of(action, slots)
             words = command_of(action.run, slots)
@@ -144,10 +144,11 @@ class Chain:
             yield {"stage": "declined", "why": str(error)}
             yield self._say(self.assistant.refuse)
             return
+        written = problem = ""
         if words:
-            problem = run(words, action.seconds)
+            written, problem = run(words, action.seconds)
             yield {"stage": "ran", "command": words, **({"problem": problem} if problem else {})}
-        yield self._say(self.assistant.failed if problem else reply)
+        yield self._say(self.assistant.failed if problem else reply.format_map({**slots, OUTPUT: written}))
 
     def _speak(self) -> Iterator[Event]:
         speak = self.assistant.speak

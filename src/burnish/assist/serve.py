@@ -1,8 +1,8 @@
 """The assistant over HTTP, on this machine only: a page to talk to, and `POST /talk`, which streams what each stage finds.
 
-The body of `POST /talk` is a WAV file (`Content-Type: audio/wav`) or a text (`text/plain`); the answer is JSON, an event a line, as
-each stage ends; the bytes of `wav` are base64. A page of another origin is refused, and so is a request for another host, as a
-page whose name was turned to this address would send it.
+The body of `POST /talk` is a WAV file (`Content-Type: audio/wav`) or a text (`text/plain`); the answer is JSON, an event a
+line, as each stage ends; the bytes of `wav` are base64. Requests of another site's page are refused, and those for another
+host, as a page whose name was turned to this address would send them.
 """
 
 from __future__ import annotations

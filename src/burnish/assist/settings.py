@@ -51,7 +51,7 @@ class Action(Settings):
     """What is done for an intent."""
 
     reply: Annotated[Texts, BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-    """What is said: the first text whose slots, such as `{name}`, were all named."""
+    """What is said: the first text whose slots, such as `{name}`, were all named; `{output}` is what the program wrote."""
     run: Texts = ()
     """A program with its words, in which slots are filled in too. No shell reads them."""
     seconds: float = Field(10, gt=0, le=600)
