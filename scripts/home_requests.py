@@ -1,4 +1,4 @@
-"""What people may say to an assistant of a home: its commands, said as people say them, and requests that are none of its business.
+"""What people may say to an assistant of a home: commands as people say them, and requests that are none of its business.
 
     python scripts/assets.py home-requests
 
