@@ -66,7 +66,7 @@ class Opened:
         if self._stored("threads") and self.config.run.threads is None:
             torch.set_num_threads(self._stored("threads"))
         model_config = make_config(folder, {}, None)
-        self.task_class = self.task_class.suited(model_config)
+        self.task_class = self.task_class.suited(model_config, self.config.task)
         self.model, loaded = build(self.task_class.auto_class, model_config, folder)
         if loaded.new:
             raise UserError(

@@ -78,7 +78,7 @@ class Session:
         self.source = model_folder(config.model.path, config.model.revision) if config.model.path else None
         self.backbone = model_folder(config.model.backbone, None) if config.model.backbone else None
         preset = preset_of(config) if config.model.preset is not None else None
-        self.task_class = self.task_class.suited(first_config(config, self.source))
+        self.task_class = self.task_class.suited(first_config(config, self.source), config.task)
         refuse_new_tokens(config, self.task_class)
         self.splits = find_rows(config, self.task_class)
         if stored and stored.data["fingerprint"] != self.splits.fingerprint:

@@ -144,11 +144,15 @@ class Task(ABC):
             refuse_unused("task", settings, teaching, "there is no teacher. Give --task.teacher, or leave it out.")
 
     @classmethod
-    def suited(cls, config: Any) -> type[Task]:
+    def suited(cls, config: Any, settings: Any) -> type[Task]:
         """Return the task as a model of this config does it: itself, where one kind of model can.
 
         Args:
             config: transformers' own.
+            settings: the `task` group of the recipe.
+
+        Raises:
+            UserError: the settings ask for what such a model cannot do.
         """
         return cls
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from burnish.data.processor import resize
 from burnish.errors import UserError
 from burnish.task import Batch, Example, Records, Row, Task, label_options
 from burnish.tasks.images import ImageTask, data_of, fitting, pixels_of, refuse_blends
-from burnish.tasks.mask_loss import KINDS
+from burnish.tasks.mask_loss import KINDS, MaskLoss, Target
 from burnish.tasks.object_segmentation import ObjectSegmentation
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ImageSegmentationSettings(TaskSettings):
 
     kind: Literal["semantic", "instance", "panoptic"] | None = None
     """The class of each pixel, single objects with a mask each, or objects and stuff such that each pixel belongs to one.
-    Default: semantic; of a model that finds a set of masks (Mask2Former, MaskFormer), instance."""
+    Default: semantic; of a model that finds a set of masks (Mask2Former, MaskFormer) and does all three, instance."""
     labels: Texts = ()
     """Names of the masks' numbers, from 0. Default: the numbers that occur are classes, named by themselves; where they number
     objects, `background,object`."""
@@ -72,8 +73,16 @@ class ImageSegmentation(ImageTask):
         self._number_of = numbers
 
     @classmethod
-    def suited(cls, config: Any) -> type[Task]:
-        return _of_objects(cls) if config.model_type in KINDS else cls
+    def suited(cls, config: Any, settings: Any) -> type[Task]:
+        if config.model_type in KINDS:
+            return _by_masks(cls) if settings.kind == "semantic" else _of_objects(cls)
+        for name in ("divisor", "kind"):
+            if (value := getattr(settings, name)) not in (None, "semantic"):
+                raise UserError(
+                    f"task.{name}: {value} is for a model that finds a set of masks. Take a Mask2Former or MaskFormer "
+                    "(--preset mask2former-nano), or leave it out."
+                )
+        return cls
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
@@ -82,15 +91,6 @@ class ImageSegmentation(ImageTask):
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: ImageSegmentationSettings) -> dict[str, Any]:
         """Return the names of the classes, and the number that each has in masks."""
-        given = {
-            name: value for name, value in settings if name in ("divisor", "kind") and value not in (None, "semantic")
-        }
-        if given:
-            [(name, value), *_] = given.items()
-            raise UserError(
-                f"task.{name}: {value} is for a model that finds a set of masks. Take a Mask2Former or MaskFormer "
-                "(--preset mask2former-nano), or leave it out."
-            )
         masks = [row.values["mask"] for row in rows]
         outlined = {name for mask in masks if isinstance(mask, Shapes) for name in mask.names}
         if outlined:
@@ -321,6 +321,50 @@ class ImageSegmentation(ImageTask):
         for one in answer["segments"]:
             mask[unpacked(one["mask"]["counts"], *mask.shape)] = self.names.index(one["label"])
         return tinted(pixels, mask)
+
+
+class _ByMasks(ImageSegmentation):
+    """A class for each pixel by a model that finds a set of masks: of an image each class is one segment, found as a whole.
+
+    A pixel's chance of a class is the sum, over the masks, of its chance of being inside times the mask's of that class.
+
+    Source: Cheng et al. 2021, sections 3.3 and 3.4.
+    """
+
+    name = ""  # that of the task it stands for
+    auto_class = "AutoModelForUniversalSegmentation"
+    _sets: MaskLoss
+
+    def check(self, model: Any) -> None:
+        super().check(model)
+        self._sets = MaskLoss.of(model)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        batch = super().collate(examples)
+        counts = [len(labels[labels >= 0].unique()) for labels in batch.targets["labels"]]
+        return replace(batch, weights=self._sets.weights(counts))
+
+    def _logits(self, model: Any, images: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        output = model(pixel_values=images.to(model.dtype), output_auxiliary_logits=False)
+        classes = output.class_queries_logits.float().softmax(-1)[..., :-1]
+        found = torch.einsum("bqc,bqhw->bchw", classes, output.masks_queries_logits.float().sigmoid())
+        return found.clamp(min=1e-6).log()
+
+    def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        targets = []
+        for labels in batch.targets["labels"]:
+            numbers = labels[labels >= 0].unique()
+            targets.append(Target(numbers, labels == numbers[:, None, None], labels >= 0))
+        pixels = batch.inputs["pixel_values"].to(model.dtype)
+        return self._sets(model(pixel_values=pixels, output_auxiliary_logits=True), targets)
+
+
+@cache
+def _by_masks(task: type[Task]) -> type[Task]:
+    """Return the task as a model that finds a set of masks tells classes apart."""
+    return type(task.__name__, (_ByMasks,), {"name": task.name, "Settings": task.Settings})
 
 
 @cache

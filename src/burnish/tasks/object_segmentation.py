@@ -72,11 +72,6 @@ class ObjectSegmentation(ImageTask):
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: Any) -> dict[str, Any]:
         """Return the names of the classes, and which of them are stuff: not counted, one segment an image at most."""
-        if settings.kind == "semantic":
-            raise UserError(
-                "task.kind: this model finds a set of masks, which is trained for instance or panoptic here. Take a SegFormer "
-                "(--preset segformer-nano) for semantic, or leave it out."
-            )
         names: set[str] = set()
         stuff: set[str] = set()
         plain = []

@@ -58,7 +58,7 @@ class Seq2Seq(Task):
             )
 
     @classmethod
-    def suited(cls, config: Any) -> type[Task]:
+    def suited(cls, config: Any, settings: Any) -> type[Task]:
         return cls if config.is_encoder_decoder else _by_decoder(cls)
 
     @classmethod
