@@ -141,21 +141,20 @@ class AudioTask(MediaTask):
         return self.varied(example, draw, self.augment)
 
     def varied(self, example: Example, draw: int, settings: AugmentSettings) -> Example:
-        """Return the example with its samples varied, so that it has other frames."""
-        samples = varied(settings, samples_of(example), self.rate, draw)
-        return {**example, "samples": samples, "frames": np.array([self.frames(len(samples))])}
+        """Return the example with the features of its varied samples in place of those."""
+        features = self.features(varied(settings, samples_of(example), self.rate, draw))
+        return {**self.replayed(example), "features": features, "frames": np.array([len(features)])}
 
     def replayed(self, example: Example) -> Example:
-        return {name: value for name, value in example.items() if name != "samples"}
+        return {name: value for name, value in example.items() if name not in ("samples", "features")}
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Return what the model hears, each row as it would alone; of examples without samples a stand-in of that shape."""
         import torch
 
         counts = [int(example["frames"][0]) for example in examples]
-        if "samples" in examples[0]:
-            rows = [torch.from_numpy(self.features(samples_of(example))) for example in examples]
-            found = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        if examples[0].keys() & {"samples", "features"}:
+            found = torch.nn.utils.rnn.pad_sequence(list(map(self._features_of, examples)), batch_first=True)
         else:
             shape = self.features(np.zeros(self.rate, np.float32)).shape[1:]
             found = torch.zeros(1).expand(len(counts), max(counts), *shape)
@@ -163,6 +162,12 @@ class AudioTask(MediaTask):
             return {self.input_name: found}
         real = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
         return {self.input_name: found, "attention_mask": real.long()}
+
+    def _features_of(self, example: Example) -> torch.Tensor:
+        import torch
+
+        known = example.get("features")
+        return torch.from_numpy(self.features(samples_of(example)) if known is None else known)
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """Return how many positions each example has in the model."""
@@ -184,5 +189,4 @@ class AudioTask(MediaTask):
 
 def samples_of(example: Example) -> np.ndarray:
     """Return the samples of an example: float32 from -1 to 1."""
-    samples = example["samples"]
-    return samples.view(np.int16).astype(np.float32) / FULL if samples.dtype == np.uint8 else samples
+    return example["samples"].view(np.int16).astype(np.float32) / FULL
