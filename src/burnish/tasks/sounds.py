@@ -59,8 +59,8 @@ class AudioTask(MediaTask):
     def sight(self, model: Any) -> Any:
         from burnish.models.vision import hear
 
-        seconds = self.settings.seconds
-        return hear(model, self.largest(self.features(np.zeros(seconds * self.rate, np.float32))), seconds)
+        silence = np.zeros(self.seconds * self.rate, np.float32)
+        return hear(model, self.largest(self.features(silence)), self.seconds)
 
     def largest(self, features: np.ndarray) -> dict[str, torch.Tensor]:
         """Return the model's inputs for a sound of which it gets these features."""
@@ -71,7 +71,7 @@ class AudioTask(MediaTask):
     # -- rows to examples --------------------------------------------------------------------------------------------
 
     def decoders(self, count: int | None = None) -> Decoders:
-        return Decoders(count, self.rate, self.settings.seconds)
+        return Decoders(count, self.rate, self.seconds)
 
     def heard(self, sound: Sound, decode: Decode) -> Example | str:
         """Return a sound as its part of an example, or why there is none."""
@@ -82,8 +82,8 @@ class AudioTask(MediaTask):
     def as_heard(self, samples: np.ndarray) -> Example | str:
         """Return int16 samples as their part of an example, or why they are none."""
         seconds = len(samples) / self.rate
-        if seconds > self.settings.seconds:  # decoded by whoever gave it
-            return f"is longer than {self.settings.seconds} seconds; cut it into pieces"
+        if seconds > self.seconds:  # decoded by whoever gave it
+            return f"is longer than {self.seconds} seconds; cut it into pieces"
         frames = self.frames(len(samples)) if seconds >= _LEAST_SECONDS else 0
         if not frames or not self.positions(frames):
             return f"is too short, {seconds:.3f} seconds"
@@ -112,6 +112,14 @@ class AudioTask(MediaTask):
         """Whether every sound is filled up to one length, as for Whisper and AST; else each has its own."""
         shapes = [self.features(np.zeros(size, np.float32)).shape for size in (self.rate // 2, self.rate)]
         return shapes[0] == shapes[1]
+
+    @cached_property
+    def seconds(self) -> int:
+        """The longest sound that is heard at once: the setting, or what a window holds where that is less."""
+        if not self.window:
+            return self.settings.seconds
+        samples = getattr(self.extractor, "n_samples", None) or self.extractor.max_length * self.rate // 100
+        return min(self.settings.seconds, samples // self.rate)
 
     def frames(self, samples: int) -> int:
         """Return how many samples or spectra the model gets of so many samples."""
