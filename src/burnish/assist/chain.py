@@ -80,7 +80,8 @@ class Chain:
     @property
     def rate(self) -> int:
         """Samples a second that it hears."""
-        return self._parts["listen.model"].task.rate
+        task: Any = self._parts["listen.model"].task  # automatic-speech-recognition
+        return task.rate
 
     # -- the stages --------------------------------------------------------------------------------------------------
 

@@ -101,8 +101,9 @@ def _streamed(chain: Chain) -> Iterator[np.ndarray]:
     if not chain.hears:
         raise UserError("listen.model: the assistant has none, so it reads only. Give it text.")
     ear = Ear(chain.rate, chain.assistant.listen.pause)
+    stream: Any = sys.stdin.buffer
     rest = b""
-    while block := sys.stdin.buffer.read1(_BLOCK):
+    while block := stream.read1(_BLOCK):
         block = rest + block
         whole = len(block) // 2 * 2
         rest = block[whole:]

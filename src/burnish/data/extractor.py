@@ -36,13 +36,15 @@ def load_extractor(folder: Path) -> Any:
     return found
 
 
-def make_extractor(model_type: str) -> Any:
-    """Return the feature extractor that a kind of model usually has."""
-    import transformers
-    from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
+def make_extractor(width: int) -> Any:
+    """Return the feature extractor of a model from scratch: log-mel spectra, of which some are one frame.
 
-    published = {"wav2vec2-bert": "SeamlessM4TFeatureExtractor"}  # transformers' list names that of wav2vec 2.0
-    return getattr(transformers, published.get(model_type) or FEATURE_EXTRACTOR_MAPPING_NAMES[model_type])()
+    Args:
+        width: numbers of a frame, 80 for each of its spectra.
+    """
+    from transformers import SeamlessM4TFeatureExtractor
+
+    return SeamlessM4TFeatureExtractor(stride=width // 80)
 
 
 def load_writer(folder: Path, extractor: Any) -> Any:

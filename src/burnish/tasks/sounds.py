@@ -35,7 +35,7 @@ class AudioTask(MediaTask):
     """The config of the model, as it is before this task changes it."""
 
     @classmethod
-    def suited(cls, config: Any) -> type[Task]:
+    def suited(cls, config: Any, settings: Any) -> type[Task]:
         return type(cls.__name__, (cls,), {"__doc__": cls.__doc__, "__module__": cls.__module__, "config": config})
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
@@ -59,8 +59,8 @@ class AudioTask(MediaTask):
     def sight(self, model: Any) -> Any:
         from burnish.models.vision import hear
 
-        seconds = self.settings.seconds
-        return hear(model, self.largest(self.features(np.zeros(seconds * self.rate, np.float32))), seconds)
+        silence = np.zeros(self.seconds * self.rate, np.float32)
+        return hear(model, self.largest(self.features(silence)), self.seconds)
 
     def largest(self, features: np.ndarray) -> dict[str, torch.Tensor]:
         """Return the model's inputs for a sound of which it gets these features."""
@@ -71,7 +71,7 @@ class AudioTask(MediaTask):
     # -- rows to examples --------------------------------------------------------------------------------------------
 
     def decoders(self, count: int | None = None) -> Decoders:
-        return Decoders(count, self.rate, self.settings.seconds)
+        return Decoders(count, self.rate, self.seconds)
 
     def heard(self, sound: Sound, decode: Decode) -> Example | str:
         """Return a sound as its part of an example, or why there is none."""
@@ -82,8 +82,8 @@ class AudioTask(MediaTask):
     def as_heard(self, samples: np.ndarray) -> Example | str:
         """Return int16 samples as their part of an example, or why they are none."""
         seconds = len(samples) / self.rate
-        if seconds > self.settings.seconds:  # decoded by whoever gave it
-            return f"is longer than {self.settings.seconds} seconds; cut it into pieces"
+        if seconds > self.seconds:  # decoded by whoever gave it
+            return f"is longer than {self.seconds} seconds; cut it into pieces"
         frames = self.frames(len(samples)) if seconds >= _LEAST_SECONDS else 0
         if not frames or not self.positions(frames):
             return f"is too short, {seconds:.3f} seconds"
@@ -113,6 +113,14 @@ class AudioTask(MediaTask):
         shapes = [self.features(np.zeros(size, np.float32)).shape for size in (self.rate // 2, self.rate)]
         return shapes[0] == shapes[1]
 
+    @cached_property
+    def seconds(self) -> int:
+        """The longest sound that is heard at once: the setting, or what a window holds where that is less."""
+        if not self.window:
+            return self.settings.seconds
+        samples = getattr(self.extractor, "n_samples", None) or self.extractor.max_length * self.rate // 100
+        return min(self.settings.seconds, samples // self.rate)
+
     def frames(self, samples: int) -> int:
         """Return how many samples or spectra the model gets of so many samples."""
         if samples not in self._counts:
@@ -141,21 +149,20 @@ class AudioTask(MediaTask):
         return self.varied(example, draw, self.augment)
 
     def varied(self, example: Example, draw: int, settings: AugmentSettings) -> Example:
-        """Return the example with its samples varied, so that it has other frames."""
-        samples = varied(settings, samples_of(example), self.rate, draw)
-        return {**example, "samples": samples, "frames": np.array([self.frames(len(samples))])}
+        """Return the example with the features of its varied samples in place of those."""
+        features = self.features(varied(settings, samples_of(example), self.rate, draw))
+        return {**self.replayed(example), "features": features, "frames": np.array([len(features)])}
 
     def replayed(self, example: Example) -> Example:
-        return {name: value for name, value in example.items() if name != "samples"}
+        return {name: value for name, value in example.items() if name not in ("samples", "features")}
 
     def inputs(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Return what the model hears, each row as it would alone; of examples without samples a stand-in of that shape."""
         import torch
 
         counts = [int(example["frames"][0]) for example in examples]
-        if "samples" in examples[0]:
-            rows = [torch.from_numpy(self.features(samples_of(example))) for example in examples]
-            found = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        if examples[0].keys() & {"samples", "features"}:
+            found = torch.nn.utils.rnn.pad_sequence(list(map(self._features_of, examples)), batch_first=True)
         else:
             shape = self.features(np.zeros(self.rate, np.float32)).shape[1:]
             found = torch.zeros(1).expand(len(counts), max(counts), *shape)
@@ -163,6 +170,12 @@ class AudioTask(MediaTask):
             return {self.input_name: found}
         real = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
         return {self.input_name: found, "attention_mask": real.long()}
+
+    def _features_of(self, example: Example) -> torch.Tensor:
+        import torch
+
+        known = example.get("features")
+        return torch.from_numpy(self.features(samples_of(example)) if known is None else known)
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """Return how many positions each example has in the model."""
@@ -184,5 +197,4 @@ class AudioTask(MediaTask):
 
 def samples_of(example: Example) -> np.ndarray:
     """Return the samples of an example: float32 from -1 to 1."""
-    samples = example["samples"]
-    return samples.view(np.int16).astype(np.float32) / FULL if samples.dtype == np.uint8 else samples
+    return example["samples"].view(np.int16).astype(np.float32) / FULL

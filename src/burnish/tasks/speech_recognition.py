@@ -263,7 +263,7 @@ class Recognition(AudioTask):
             for sound, samples in self.asked_media(asked, decoders, "sound"):
                 chunks = [
                     chunk
-                    for start, end in pieces(samples, self.rate, self.settings.seconds)
+                    for start, end in pieces(samples, self.rate, self.seconds)
                     for chunk in self._chunks(model, sound, samples[start:end], start / self.rate, settings)
                 ]
                 text = " ".join(chunk["text"] for chunk in chunks)
@@ -325,6 +325,10 @@ class _Writing(Recognition):
                 _ = self.words.prefix_tokens
             except ValueError as error:
                 raise UserError(f"task.language: {' '.join(str(error).split())[:200]}") from error
+
+    @classmethod
+    def learn(cls, rows: Iterable[Row], settings: SpeechRecognitionSettings) -> dict[str, Any]:
+        return {}  # its tokenizer comes with it
 
     @property
     def several(self) -> bool:
@@ -408,7 +412,8 @@ class _Writing(Recognition):
         longest = int(batch.targets["row"].bincount().max())
         settings = GenerateSettings(max_tokens=_LEAST + _LONGEST * longest)
         rows = len(batch.inputs["decoder_input_ids"])
-        return {"answer": _objects(self._written(model, self._encoded(model, batch), rows, settings))}
+        heard, self._heard = self._encoded(model, batch), None
+        return {"answer": _objects(self._written(model, heard, rows, settings))}
 
     def _encoded(self, model: Any, batch: Batch) -> dict[str, Any]:
         """Return what the encoder makes of a batch, which is scored and then written of, as the model takes it."""
@@ -452,11 +457,11 @@ class SpeechRecognition(Recognition):
     auto_classes = ("AutoModelForSpeechSeq2Seq",)
 
     @classmethod
-    def suited(cls, config: Any) -> type[Task]:
+    def suited(cls, config: Any, settings: Any) -> type[Task]:
         if not config.is_encoder_decoder:
-            return super().suited(config)
+            return super().suited(config, settings)
         writing: type[Task] = type(cls.__name__, (_Writing,), {"name": cls.name, "__doc__": _Writing.__doc__})
-        return writing.suited(config)
+        return writing.suited(config, settings)
 
 
 def pieces(samples: np.ndarray, rate: int, seconds: int) -> list[tuple[int, int]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from burnish.models.scratch import Family, Preset
 
-#: name: layers, heads, width, parameters
+#: name: layers, heads, width, log-mel spectra that are one frame, parameters
 _SIZES = {
-    "w2v-bert-nano": (4, 4, 128, 1_566_784),
-    "w2v-bert-micro": (8, 4, 256, 12_254_272),
-    "w2v-bert-2.0": (24, 16, 1_024, 580_492_096),
+    "w2v-bert-nano": (4, 4, 128, 3, 1_577_184),
+    "w2v-bert-micro": (8, 4, 256, 2, 12_254_272),
+    "w2v-bert-2.0": (24, 16, 1_024, 2, 580_492_096),
 }
 
 
 class W2vBert(Family):
-    """As published, but without dropout and without masks of the model's own; 50 frames a second."""
+    """As published, but without dropout and without masks of the model's own; 50 frames a second, or 33."""
 
     name = "w2v-bert"
 
@@ -28,7 +28,7 @@ class W2vBert(Family):
                     "hidden_size": width,
                     "intermediate_size": 4 * width,
                     "output_hidden_size": width,
-                    "feature_projection_input_dim": 160,
+                    "feature_projection_input_dim": 80 * spectra,
                     "hidden_dropout": 0.0,
                     "activation_dropout": 0.0,
                     "attention_dropout": 0.0,
@@ -46,5 +46,5 @@ class W2vBert(Family):
                 else "the same architecture, smaller",
                 "AutoModel",
             )
-            for name, (layers, heads, width, parameters) in _SIZES.items()
+            for name, (layers, heads, width, spectra, parameters) in _SIZES.items()
         ]
