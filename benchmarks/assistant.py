@@ -3,13 +3,12 @@
     python -m benchmarks.assistant [assistants/home.yaml] [--spoken FOLDER]
 
 `benchmarks/data/home_requests.tsv` was written by hand and is never trained on; requests with the intent `none` are to be
-declined. FOLDER holds the same requests as `metadata.csv` and sounds, see `scripts/spoken_requests.py`.
+declined. FOLDER holds them as sounds, `.assets/spoken-requests` after `python scripts/assets.py spoken-requests`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import sys
@@ -86,12 +85,12 @@ def spoken(chain: Any, folder: Path) -> tuple[list[tuple[str, str]], list[dict[s
     from burnish.data.sounds import Sound
 
     rows, found = [], []
-    with open(folder / "metadata.csv", encoding="utf-8", newline="") as handle:
-        for row in csv.DictReader(handle):
-            path = folder / row["file_name"]
-            rows.append((row["text"], row["intent"]))
-            parts = [answered(chain, said) for said in utterances(chain, Sound(path.name, path))]
-            found.append(max(parts, key=lambda one: len(one.get("heard", ""))))
+    for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        path = folder / row["file_name"]
+        rows.append((row["text"], row["intent"]))
+        parts = [answered(chain, said) for said in utterances(chain, Sound(path.name, path))]
+        found.append(max(parts, key=lambda one: len(one.get("heard", ""))))
     return rows, found
 
 

@@ -3,7 +3,7 @@
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands] [synopses]
                              [fashion-mnist] [textiles] [trees] [nuclei] [nuclei-objects] [composites] [dinov2-small]
-                             [asterisk] [whisper-tiny-en] [spoken-commands] [home-requests]
+                             [asterisk] [whisper-tiny-en] [spoken-commands] [spoken-requests] [home-requests]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies. The
 synopses come from the package index of a Debian machine, and are not pinned.
@@ -555,6 +555,7 @@ ASSETS: dict[str, Asset | Made] = {
     "flite": Asset("flite", "flite", spoken.program),
     "flite-voices": Asset("flite-voices", "flite-voices", spoken.program),
     "spoken-commands": Made(("flite", "flite-voices"), "spoken-commands", spoken.commands),
+    "spoken-requests": Made(("flite", "flite-voices"), "spoken-requests", spoken.requests),
     "whisper-tiny-en": Asset("whisper-tiny-en", "whisper-tiny-en", sounds.whisper),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),

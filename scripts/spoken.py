@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+#: Requests to an assistant of a home, written by hand, and what each wants.
+REQUESTS = Path(__file__).resolve().parent.parent / "benchmarks" / "data" / "home_requests.tsv"
 #: Who speaks in which part; who is heard in the test is never heard before.
 VOICES = {"train": ("awb", "kal16", "slt"), "test": ("rms",)}
 #: Sentences of each voice.
@@ -57,18 +59,38 @@ def program(archive: Path, target: Path) -> None:
 
 def commands(flite: Path, library: Path, target: Path) -> None:
     """Write the commands of each part, all voices in one folder, with a table of what is said and who says it."""
-    [libraries] = {str(file.parent) for file in library.rglob("libflite.so.1")}
-    known = {**os.environ, "LD_LIBRARY_PATH": libraries}
     for part, voices in VOICES.items():
         folder, rows = target / part, []
         folder.mkdir(parents=True)
         for place, voice in enumerate(voices):
             for number, text in enumerate(sentences(part, COUNTS[part], place)):
                 file = folder / f"{voice}-{number:04}.wav"
-                command = [str(flite / "usr/bin/flite"), "-voice", voice, "-t", text, "-o", str(file)]
-                subprocess.run(command, env=known, check=True)
+                speak(flite, library, voice, text, file)
                 rows.append({"file_name": file.name, "text": text, "speaker": voice})
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
+        _write_table(folder, rows)
         print(f"{part}: {len(rows):,} commands by {', '.join(voices)}", flush=True)
     (target / "orders.txt").write_text("".join(f"{text}\n" for text in sentences("train", 2_000, 99)), encoding="utf-8")
+
+
+def requests(flite: Path, library: Path, target: Path) -> None:
+    """Write the requests to a home that were written by hand, each said by one voice after the other in turn."""
+    target.mkdir(parents=True)
+    voices, rows = [voice for part in VOICES.values() for voice in part], []
+    for number, line in enumerate(REQUESTS.read_text(encoding="utf-8").splitlines()):
+        intent, text = line.split("\t")
+        voice = voices[number % len(voices)]
+        file = target / f"{number:03}-{voice}.wav"
+        speak(flite, library, voice, text, file)
+        rows.append({"file_name": file.name, "text": text, "intent": intent, "speaker": voice})
+    _write_table(target, rows)
+
+
+def speak(flite: Path, library: Path, voice: str, text: str, file: Path) -> None:
+    """Let Flite say a text into a file."""
+    libraries = {str(found.parent) for found in library.rglob("libflite.so.1")}
+    known = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
+    subprocess.run([str(flite / "usr/bin/flite"), "-voice", voice, "-t", text, "-o", str(file)], env=known, check=True)
+
+
+def _write_table(folder: Path, rows: list[dict[str, str]]) -> None:
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

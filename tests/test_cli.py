@@ -28,7 +28,7 @@ def test_importing_and_help_do_not_import_torch() -> None:
     assert not {"torch", "transformers", "datasets", "pyarrow"} & _imports(code)
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["train", "text-generation"], ["evaluate"], ["predict"], ["info"]])
+@pytest.mark.parametrize("verb", [[], ["train"], ["train", "text-generation"], ["evaluate"], ["predict"], ["assist"], ["info"]])
 def test_every_verb_has_help(verb: list[str]) -> None:
     done = burnish(*verb, "--help")
     assert done.returncode == 0 and len(done.stdout) > 200 and done.stderr == ""
@@ -98,7 +98,7 @@ def test_a_whole_life(text_file: Path, tmp_path: Path) -> None:
     assert json.loads(column.stdout)["examples"] == 1, column.stderr
     (tmp_path / "texts.jsonl").write_text('{"text": "The old"}\n{"text": "A stone"}\n')
     done = burnish(
-        "predict", "runs/river", "The king", "texts.jsonl", "--generate.max-tokens", "3", "--json", cwd=tmp_path
+        "predict", "runs/river", "--json", "The king", "texts.jsonl", "--generate.max-tokens", "3", cwd=tmp_path
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["text"] for answer in answers] == ["The king", "The old", "A stone"]

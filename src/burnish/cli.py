@@ -230,9 +230,8 @@ def _evaluate(target: str, /, *, task: str | None = None, json: _Flag = False, s
 
 def _predict(
     target: str,
-    inputs: list[str] | None = None,
     /,
-    *,
+    *inputs: str,
     task: str | None = None,
     text: str | None = None,
     seed: int = 0,
@@ -264,7 +263,7 @@ def _predict(
 
     if not inputs and sys.stdin.isatty():
         print("burnish: one text a line; end with Ctrl-D", file=sys.stderr)
-    texts = inputs if inputs else [line.rstrip("\n") for line in sys.stdin]
+    texts = list(inputs) or [line.rstrip("\n") for line in sys.stdin]
     options: dict[str, Any] = {"task": task, "column": text, "seed": seed, "pictures": pictures}
     for answer in predict(target, texts, generate=settings.get("generate", {}), **options):
         if json:

@@ -40,7 +40,8 @@ def plain(text: str) -> str:
     >>> plain("Turn on the Kitchen light, please!  Set it to 72.5%.")
     'turn on the kitchen light please set it to 72.5%'
     """
-    return " ".join(re.sub(r"[^\w\s%°'.:-]|[.:'-](?!\w)|(?<!\w)[.:'-]", " ", text.lower()).replace("’", "'").split())
+    text = text.lower().replace("’", "'")
+    return " ".join(re.sub(r"[^\w\s%°'.:-]|[.:'-](?!\w)|(?<!\w)[.:'-]", " ", text).split())
 
 
 class Chain:

@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 
 #: Bytes of a block of samples from standard input: a tenth of a second at 16,000.
 _BLOCK = 3_200
-_STREAM = "-"
 
 
 def assist(
     file: str,
-    said: list[str] | None = None,
     /,
-    *,
+    *said: str,
+    microphone: Annotated[bool, Parameter(negative="")] = False,
     serve: int | None = None,
     replies: str | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -37,9 +36,10 @@ def assist(
     file:
         What the assistant is made of (.yaml): listen, understand, speak, actions.
     said:
-        Sound files or texts, or - for a microphone's samples on standard input (16 bits, one channel, at the rate that
-        the recognition model hears, mostly 16000): arecord -q -t raw -f S16_LE -r 16000 | burnish assist home.yaml -.
-        None: lines of text from standard input.
+        Sound files or texts. None: lines of text from standard input.
+    microphone:
+        Listen to samples on standard input, 16 bits, one channel, at the rate that the recognition model hears, mostly
+        16000: arecord -q -t raw -f S16_LE -r 16000 | burnish assist home.yaml --microphone
     serve:
         Answer on this port of this machine instead: a page, and POST /talk.
     replies:
@@ -59,7 +59,7 @@ def assist(
         _serve(chain, serve)
         return
     spoken = 0
-    for utterance in _utterances(chain, said):
+    for utterance in _streamed(chain) if microphone else _utterances(chain, said):
         for event in chain.respond(utterance):
             if event["stage"] == "spoke":
                 spoken += 1
@@ -75,15 +75,12 @@ def _serve(chain: Chain, port: int) -> None:
         server.serve_forever()
 
 
-def _utterances(chain: Chain, said: list[str] | None) -> Iterator[str | np.ndarray]:
-    """Yield what was said, as texts or as samples, each as soon as it is whole."""
+def _utterances(chain: Chain, said: tuple[str, ...]) -> Iterator[str | np.ndarray]:
+    """Yield what was said, as texts or as samples."""
     from burnish.assist.serve import utterances
     from burnish.data.sounds import Sound
 
-    if said == [_STREAM]:
-        yield from _streamed(chain)
-        return
-    for given in said if said else (line.rstrip("\n") for line in sys.stdin):
+    for given in said or (line.rstrip("\n") for line in sys.stdin):
         path = Path(given).expanduser()
         if len(given) < 4_096 and path.is_file():
             yield from utterances(chain, Sound(given, path))
@@ -92,6 +89,7 @@ def _utterances(chain: Chain, said: list[str] | None) -> Iterator[str | np.ndarr
 
 
 def _streamed(chain: Chain) -> Iterator[np.ndarray]:
+    """Yield each utterance in the samples on standard input, as soon as it is whole."""
     import numpy as np
 
     from burnish.assist.ear import Ear
