@@ -2,7 +2,7 @@
 
     python scripts/assets.py home-requests
 
-Rows of `home-commands` come with courtesies around a third of them; requests for something else are written in
+Rows of `home-commands` come with courtesies around a third of them, those of rare intents more often; requests for something else are written in
 `elsewhere.txt`, with courtesies too, and have the intent `none`. The sides stay apart: a request is on one of them.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _BEFORE = [
 _AFTER = ["please", "for me", "now", "for me please", "thanks"]
 #: How often a request for something else is said, each time in another way.
 _TIMES = 5
+#: Of an intent with fewer rows to learn from, rows are said again in other ways.
+_LEAST = 60
 
 
 def said(text: str, draw: random.Random) -> tuple[list[str], list[str]]:
@@ -70,6 +73,11 @@ def home_requests(commands: Path, target: Path) -> None:
         draw = random.Random(side)
         rows = [json.loads(line) for line in (commands / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()]
         found = [wrapped(row, draw) if draw.random() < 1 / 3 else row for row in rows]
+        if side == "train":
+            counts = Counter(row["intent"] for row in rows)
+            for intent, count in counts.items():
+                few = [row for row in rows if row["intent"] == intent]
+                found += [wrapped(draw.choice(few), draw) for _ in range(_LEAST - count)]
         found += elsewhere(side)
         lines = (json.dumps(row, ensure_ascii=False) for row in found)
         (target / f"{side}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -28,7 +28,9 @@ def test_importing_and_help_do_not_import_torch() -> None:
     assert not {"torch", "transformers", "datasets", "pyarrow"} & _imports(code)
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["train", "text-generation"], ["evaluate"], ["predict"], ["assist"], ["info"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["train"], ["train", "text-generation"], ["evaluate"], ["predict"], ["assist"], ["info"]]
+)
 def test_every_verb_has_help(verb: list[str]) -> None:
     done = burnish(*verb, "--help")
     assert done.returncode == 0 and len(done.stdout) > 200 and done.stderr == ""
