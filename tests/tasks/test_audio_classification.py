@@ -67,7 +67,7 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut(kind: str, tones_fold
     """Sounds of many lengths, all at once, two and one at a time, end to end where the model takes it, and padded."""
     given = settings_of(kind, tmp_path / "model", tones_folder)
     wanted = None
-    for micro_batch, packing in ((6, "auto"), (2, "auto"), (1, "off"), (6, "off")):
+    for micro_batch, packing in ((6, "auto"), (2, "off"), (1, "auto")):
         train = {**given["train"], "micro_batch": micro_batch, "packing": packing}
         session = session_of("audio-classification", tmp_path / "run", **{**given, "train": train})
         session.join()
