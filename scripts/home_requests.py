@@ -2,8 +2,9 @@
 
     python scripts/assets.py home-requests
 
-Rows of `home-commands` come with courtesies around a third of them, those of rare intents more often; requests for something else are written in
-`elsewhere.txt`, with courtesies too, and have the intent `none`. The sides stay apart: a request is on one of them.
+Rows of `home-commands` come with courtesies around a third of them, those of rare intents more often; requests for something
+else are written in `elsewhere.txt`, with courtesies too, and have the intent `none`. The sides stay apart: a request is on
+one of them.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ from burnish.plan.derive import Plan, choose_sequence, limits_of_exactness
 from burnish.plan.make import make_plan
 from burnish.plan.show import changes, end_rows, left_out_rows, plan_rows, profile_rows
 from burnish.run import RunFolder, replace_folder, save_whole, write_atomic, write_json
-from burnish.task import Task
+from burnish.task import Records, Task
 from burnish.terminal import StepNote, Terminal
 from burnish.units import Duration
 
@@ -62,6 +62,7 @@ class Session:
         self.resuming = folder.is_run
         self.fit: Fit | None = None
         self.replays: Replays | None = None
+        self.measured: dict[int, Records] = {}  # of all validation rows, after the step measured last
 
     # -- prepare -------------------------------------------------------------------------------------------------
 
@@ -344,6 +345,7 @@ class Session:
 
         rows = permutation(0, 0, len(self.stores["validation"]))[: self.plan.evaluate_rows]
         records = self._score("validation", obey, sorted(int(row) for row in rows))
+        self.measured = {step: records} if len(rows) == len(self.stores["validation"]) else {}
         metrics = sound_metrics(self.task, records)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.terminal.say(f"  step {step}  validation  {shown}")
@@ -390,7 +392,9 @@ class Session:
             )
         self._export()
         stores = {split: self.stores[split] for split in ("validation", "test") if split in self.stores}
-        metrics, figures = final(self.task, state, step, folder.log_lines(), stores, self._score)
+        known = {"validation": self.measured[step]} if step in self.measured else {}
+        judge = lambda split: known.get(split) or self._score(split)  # noqa: E731
+        metrics, figures = final(self.task, state, step, folder.log_lines(), stores, judge)
         figures += self.task.previews(self.job.loader.seen(0, MOST_PREVIEWS))
         with put_together(), self.job.averaged():
             figures += self.task.samples(self.job.model, self.config.generate)

@@ -182,7 +182,7 @@ def test_a_part_for_another_task_is_named(intents: str, tmp_path: Path) -> None:
         Chain(read_assistant(path))
     said = {"understand": {"intents": intents, "guard": intents}, "actions": {"positive": {"reply": "Yes."}}}
     path.write_text(yaml.safe_dump(said))
-    with pytest.raises(UserError, match="understand.guard: its labels are negative, positive; one is to be 'unsafe'"):
+    with pytest.raises(UserError, match=r"understand\.guard: its labels are negative, positive; one is to be 'unsafe'"):
         Chain(read_assistant(path))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import burnish.session
 from burnish.engine import hooks
 from burnish.engine.hooks import Log
 from burnish.engine.loop import State, StepResult
@@ -19,6 +20,7 @@ from burnish.models.stack import filler
 from burnish.run import RunFolder
 from burnish.session import Session
 from burnish.tasks.causal_lm import TextGeneration
+from burnish.terminal import Terminal
 from helpers import sentiment_rows, trained
 
 KEYS = {
@@ -168,3 +170,20 @@ def test_the_speed_of_a_run_by_hand() -> None:
     assert speed(slow)["positions_per_second"] == 0.1
     assert speed([line(1.0, 7, 0.0, 0.0, None, 3)])["mfu"] is None
     assert speed([])["positions_per_second"] == 0.0
+
+
+def test_what_was_measured_after_the_last_step_is_not_measured_again(
+    tiny_bert: Path, reviews_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored, score = [], burnish.session.score
+    monkeypatch.setattr(burnish.session, "score", lambda *given, **more: scored.append(1) or score(*given, **more))
+    given = {"model": str(tiny_bert), "data": str(reviews_file)}
+    for name, every in (("after", "4 steps"), ("between", "3 steps")):
+        train = {"length": "4 steps", "batch": 8, "evaluate_every": every, "best": None}
+        run = {"dir": str(tmp_path / name)}
+        burnish.train("text-classification", terminal=Terminal(quiet=True), **given, train=train, run=run)
+    assert len(scored) == 1 + 2
+    metrics = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["validation"] for name in ("after", "between")
+    ]
+    assert metrics[0] == metrics[1]
