@@ -3,7 +3,8 @@
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands] [synopses]
                              [fashion-mnist] [textiles] [trees] [nuclei] [nuclei-objects] [composites] [dinov2-small]
-                             [asterisk] [whisper-tiny-en] [spoken-commands] [spoken-requests] [home-requests]
+                             [asterisk] [whisper-tiny-en] [spoken-commands] [spoken-requests] [read-prose]
+                             [home-requests]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies. The
 synopses come from the package index of a Debian machine, and are not pinned.
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import pictures
+import reading
 import sounds
 import spoken
 from home_requests import home_requests
@@ -556,6 +558,7 @@ ASSETS: dict[str, Asset | Made] = {
     "flite-voices": Asset("flite-voices", "flite-voices", spoken.program),
     "spoken-commands": Made(("flite", "flite-voices"), "spoken-commands", spoken.commands),
     "spoken-requests": Made(("flite", "flite-voices"), "spoken-requests", spoken.requests),
+    "read-prose": Made(("flite-voices", "prose"), "read-prose", reading.read_prose),
     "whisper-tiny-en": Asset("whisper-tiny-en", "whisper-tiny-en", sounds.whisper),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),

@@ -140,8 +140,10 @@ def forward_of(model: Any) -> Callable[[Batch], Any]:
 
 def way_of(task: type[Task], family: str) -> Way | None:
     """Return how a family is computed for a task; None if there is no such model."""
-    task = task.suited(make_config({"model_type": family, **FAMILIES[family]}, {}, None), task.Settings(name=task.name))
     try:
+        task = task.suited(
+            make_config({"model_type": family, **FAMILIES[family]}, {}, None), task.Settings(name=task.name)
+        )
         model = made(task.auto_class, family)
     except UserError:
         return None

@@ -13,14 +13,15 @@ RATE = 8_000
 HERTZ = {"a": 300.0, "b": 700.0, "c": 1_500.0, "d": 2_800.0, " ": 0.0}
 
 
-def sung(text: str, random: np.random.Generator, seconds: float = 0.12) -> np.ndarray:
-    """Return a text as tones with some noise, a tone a letter and nothing for a blank: float32."""
+def sung(text: str, random: np.random.Generator, seconds: float = 0.12) -> tuple[np.ndarray, list[float]]:
+    """Return a text as tones with some noise, a tone a letter and nothing for a blank, float32, and the seconds of each."""
     pieces = []
     for letter in text:
         time = np.arange(int(RATE * seconds * random.uniform(0.8, 1.2))) / RATE
         pieces.append(0.3 * np.sin(2 * np.pi * HERTZ[letter] * time))
     sound = np.concatenate(pieces)
-    return (sound + 0.005 * random.standard_normal(len(sound))).astype(np.float32)
+    noisy = (sound + 0.005 * random.standard_normal(len(sound))).astype(np.float32)
+    return noisy, [len(piece) / RATE for piece in pieces]
 
 
 def folder_of_songs(folder: Path, count: int, seed: int = 0) -> Path:
@@ -29,8 +30,10 @@ def folder_of_songs(folder: Path, count: int, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         words = ["".join(random.choice(list("abcd"), int(random.integers(1, 4)))) for _ in range(number % 2 + 1)]
-        soundfile.write(folder / f"{number:03}.wav", sung(" ".join(words), random), RATE)
-        lines.append({"file_name": f"{number:03}.wav", "text": " ".join(words), "singer": f"s{number % 16}"})
+        sound, durations = sung(" ".join(words), random)
+        soundfile.write(folder / f"{number:03}.wav", sound, RATE)
+        line = {"file_name": f"{number:03}.wav", "text": " ".join(words), "singer": f"s{number % 16}"}
+        lines.append({**line, "durations": durations})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -43,5 +46,5 @@ def folder_of_tones(folder: Path, count: int, seed: int = 0) -> Path:
         text = "".join(random.choice(list("ab" if label == "low" else "cd"), int(random.integers(2, 5))))
         path = folder / label / f"{number:03}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, sung(text, random), RATE)
+        soundfile.write(path, sung(text, random)[0], RATE)
     return folder

@@ -121,6 +121,9 @@ class DataSettings(Settings):
     """Column that holds an image: the name of its file, from the folder of the rows, or its bytes."""
     audio: str = "audio"
     """Column that holds a sound: the name of its file, from the folder of the rows, or its bytes."""
+    durations: str = "durations"
+    """Column that holds the seconds that each character of the text takes in the sound, a list of numbers; a silent letter
+    takes 0, and a pause belongs to the sign or blank it is at (text-to-speech)."""
     objects: str = "objects"
     """Column that holds what an image shows: {"bbox": [...], "category": [...]}, an entry for each object
     (object-detection)."""
@@ -324,6 +327,8 @@ class GenerateSettings(Settings):
     (automatic-speech-recognition by CTC)."""
     words_weight: float = Field(0.5, ge=0, le=100)
     """How much that counts beside what is heard."""
+    sounds: str | None = None
+    """A folder into which each answer is written as a WAV file; the answer names it (text-to-speech)."""
     candidates: int = Field(16, ge=1, le=1024)
     """Answers that are sampled, rated and ranked (text-generation with task.rates)."""
     safety: float = Field(0.5, ge=0, le=1)

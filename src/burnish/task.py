@@ -117,7 +117,7 @@ class Task(ABC):
     """What its rows are: text that a tokenizer reads, images that an image processor does, or sounds that a feature
     extractor does."""
     writes: ClassVar[bool] = False
-    """Whether what it makes of sounds is text, so that its reader has a tokenizer too."""
+    """Whether sounds are said in text, or text in sounds, so that its reader has a tokenizer too."""
     auto_classes: ClassVar[tuple[str, ...]] = ()
     """Others that do this task too, by `suited`."""
     augment: AugmentSettings = AugmentSettings()
@@ -298,7 +298,7 @@ class Task(ABC):
     @property
     def example_input(self) -> str:
         """What stands for an input where its use is shown."""
-        return {"images": "photo.jpg", "audio": "speech.wav"}.get(self.reads, "...")
+        return {"image": "photo.jpg", "audio": "speech.wav"}.get(self.asks[0], "...")
 
     def sight(self, model: Any) -> Any:
         """Return what a model on the meta device makes of the largest row (`burnish.models.vision.Sight`).

@@ -161,6 +161,8 @@ def show_answer(answer: dict[str, Any]) -> None:
     first, *others = answer.items()
     console.print(str(first[1]), style="bold", markup=False)
     for name, value in others:
+        if name == "samples":
+            value = "with --json, or as a file with --generate.sounds FOLDER"
         console.print(f"  {name.replace('_', ' ')}: {_in_words(value)}", markup=False)
     console.print()
 

@@ -20,10 +20,11 @@ import yaml
 
 import burnish
 from burnish.assist.act import Unfit, command_of, reply_of, run
-from burnish.assist.chain import Chain, plain, wav_of
+from burnish.assist.chain import Chain, plain
 from burnish.assist.ear import Ear
 from burnish.assist.serve import Server
 from burnish.assist.settings import Action, read_assistant
+from burnish.data.sounds import wav_of
 from burnish.errors import UserError
 from burnish.terminal import Terminal
 from helpers import sentiment_rows

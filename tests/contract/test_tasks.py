@@ -23,6 +23,7 @@ ASKED: dict[str, list] = {
         {"prompt": "Was the king good?", "chosen": " He was poor."},
     ],
     "fill-mask": ["the good old [MASK]", "never a [MASK] stone"],
+    "text-to-speech": ["ab cd", "dad"],
     "question-answering": [
         {"question": "Was the king good?", "context": "the good old king"},
         {"question": "Was the stone poor?", "context": "never a poor stone"},
@@ -107,6 +108,13 @@ def toy(
             "train": {"length": "22 steps", "batch": 8, "precision": "fp32", "evaluate_every": "22 steps"},
             "optim": {"lr": 2e-3},
         },
+        "text-to-speech": {
+            "model": {"preset": "fastspeech-nano"},
+            "data": {"train": str(songs_folder)},
+            "task": {"seconds": 2},
+            "train": {"length": "40 steps", "batch": 8, "precision": "fp32", "evaluate_every": "20 steps"},
+            "optim": {"lr": 2e-3},
+        },
         "image-classification": {
             "model": {"preset": "vit-nano", "image_size": 16},
             "data": {"train": str(shapes_folder)},
@@ -173,7 +181,7 @@ def toy(
 def asked_of(name: str, toy: dict[str, dict]) -> list:
     """Return two inputs of a task."""
     reads = registry()[task_of(name)].reads
-    if reads != "text":
+    if reads != "text" and name not in ASKED:
         kind = "*.png" if reads == "images" else "*.wav"
         return [str(path) for path in sorted(Path(toy[name]["data"]["train"]).rglob(kind))[:2]]
     return ASKED.get(name, ["the good old king", "never a poor stone"])

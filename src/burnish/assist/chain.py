@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import re
 import subprocess
 import time
-import wave
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from burnish.assist.act import OUTPUT, Unfit, command_of, reply_of, run
 from burnish.assist.settings import Assistant
+from burnish.data.sounds import wav_of
 from burnish.errors import UserError
 from burnish.inference import Opened, open_model
 
@@ -204,14 +203,3 @@ class Chain:
         for entity in found["entities"]:
             slots.setdefault(entity["type"], entity["text"])
         return slots
-
-
-def wav_of(samples: Sequence[float] | np.ndarray, rate: int) -> bytes:
-    """Return samples, from -1 to 1, as the bytes of a WAV file of 16 bits."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(rate)
-        writer.writeframes((np.clip(np.asarray(samples, np.float64), -1, 1) * 32767).astype("<i2").tobytes())
-    return file.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from burnish.run import save_whole
 
 #: The token that is no character: nothing new is said. And what stands for the blank between words.
 BLANK, BETWEEN = "<pad>", "|"
+#: The softest mel that a model learns to say.
+_SILENCE = 1e-4
 
 
 def load_extractor(folder: Path) -> Any:
@@ -36,15 +38,20 @@ def load_extractor(folder: Path) -> Any:
     return found
 
 
-def make_extractor(width: int) -> Any:
-    """Return the feature extractor of a model from scratch: log-mel spectra, of which some are one frame.
+def make_extractor(options: Mapping[str, Any]) -> Any:
+    """Return the feature extractor of a model from scratch: log-mel spectra.
+
+    Of one that hears some are one frame, 80 numbers for each. One that speaks makes them as SpeechT5 and its vocoders have
+    them, with silence not far below what is heard.
 
     Args:
-        width: numbers of a frame, 80 for each of its spectra.
+        options: of the model's config.
     """
-    from transformers import SeamlessM4TFeatureExtractor
+    from transformers import SeamlessM4TFeatureExtractor, SpeechT5FeatureExtractor
 
-    return SeamlessM4TFeatureExtractor(stride=width // 80)
+    if "num_mel_bins" in options:
+        return SpeechT5FeatureExtractor(num_mel_bins=options["num_mel_bins"], mel_floor=_SILENCE)
+    return SeamlessM4TFeatureExtractor(stride=options["feature_projection_input_dim"] // 80)
 
 
 def load_writer(folder: Path, extractor: Any) -> Any:

@@ -114,11 +114,7 @@ def _find_listener(
     """Return the feature extractor of a run and, where its task writes text, the tokenizer with it."""
     need_audio()
     _refuse(settings, task, "vocab_size", "added_tokens", "context", "compute")
-    extractor = (
-        sounds.make_extractor(preset.options["feature_projection_input_dim"])
-        if preset
-        else sounds.load_extractor(source or Path())
-    )
+    extractor = sounds.make_extractor(preset.options) if preset else sounds.load_extractor(source or Path())
     if not task.writes:
         _refuse(settings, task, "tokenizer")
         return extractor

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import wave
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,3 +80,14 @@ def flaw_of(samples: np.ndarray) -> int:
     if loud.max(initial=0) <= _SILENT:
         return 1
     return 2 if (loud >= FULL - 1).mean() >= _CLIPPED else 0
+
+
+def wav_of(samples: Sequence[float] | np.ndarray, rate: int) -> bytes:
+    """Return samples, from -1 to 1, as the bytes of a WAV file of 16 bits."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes((np.clip(np.asarray(samples, np.float64), -1, 1) * 32767).astype("<i2").tobytes())
+    return file.getvalue()

@@ -33,7 +33,7 @@ class Preset:
     @property
     def reads(self) -> str:
         """What its rows are, as `Task.reads` has it."""
-        known = {"image_size": "images", "feature_projection_input_dim": "audio"}
+        known = {"image_size": "images", "feature_projection_input_dim": "audio", "num_mel_bins": "audio"}
         return next((reads for name, reads in known.items() if name in self.options), "text")
 
 

@@ -166,9 +166,9 @@ def _without_folder(recipe: str) -> str:
 
 
 def _example(facts: Facts) -> str:
-    reads = registry()[facts.task].reads if facts.task in registry() else "text"
-    if reads != "text":
-        return {"images": "photo.jpg", "audio": "speech.wav"}[reads]
+    asked = registry()[facts.task].asks[0] if facts.task in registry() else "text"
+    if asked in ("image", "audio"):
+        return {"image": "photo.jpg", "audio": "speech.wav"}[asked]
     prompts = facts.plan["facts"].get("prompts") or ["Once upon a time"]
     return (
         prompts[0] if _TAGS.get(facts.task, facts.task) == "text-generation" else "the plot is thin but the cast shines"
@@ -324,6 +324,20 @@ print(model(soxr.resample(samples.mean(1), rate, model.feature_extractor.samplin
 """
 
 
+def _spoken_usage(facts: Facts) -> str:
+    return f"""
+{_own(facts)}import torch
+from transformers import AutoModelForTextToSpectrogram, AutoTokenizer
+
+folder = {_text(facts.folder.model)}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForTextToSpectrogram.from_pretrained(folder).eval()
+inputs = tokenizer({_text(_example(facts))}, return_tensors="pt")
+with torch.inference_mode():
+    print(model(**inputs).spectrogram.shape)
+"""
+
+
 def _any_usage(facts: Facts) -> str:
     return f"""
 from transformers import pipeline
@@ -340,6 +354,7 @@ _USAGE: dict[str, Callable[[Facts], str]] = {
     "image-classification": _image_usage,
     "audio-classification": _sound_usage,
     "automatic-speech-recognition": _sound_usage,
+    "text-to-speech": _spoken_usage,
     "question-answering": _answer_usage,
     "preference-tuning": _generation_usage,
     "reward-modeling": _reward_usage,

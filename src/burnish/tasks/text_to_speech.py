@@ -1,0 +1,293 @@
+"""Text to speech: a log-mel spectrum of each text, all at once, and samples of that."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.data.media import Decode, Decoders
+from burnish.data.sounds import FULL, wav_of
+from burnish.data.spelling import plain, tidy
+from burnish.data.tokenizer import filled_up
+from burnish.errors import UserError
+from burnish.task import Batch, Example, Records, Row, Task
+from burnish.tasks.media import MediaTask
+
+if TYPE_CHECKING:
+    import torch
+
+#: How far the durations of a text may be from the length of its sound, in seconds.
+_SLACK = 0.1
+#: Longest text that is said at once, in characters; a longer one is cut after a sentence or between words.
+_AT_ONCE = 160
+#: Where sentences end.
+_ENDS = re.compile(r"(?<=[.?!:;])\s+")
+
+
+class TextToSpeechSettings(TaskSettings):
+    """Say texts."""
+
+    seconds: int = Field(20, ge=1, le=60)
+    """The longest sound that is learned from; a longer one is left out and listed."""
+
+
+class TextToSpeech(MediaTask):
+    """A sound for each text: how long each character is, a spectrum of all at once, and samples that have it.
+
+    The loss of a step is the absolute error of the log-mel spectrum, a mean over its bands, per frame, and the squared error
+    of log(1 + frames) per character. Samples are found by Griffin and Lim's way, a function of text, weights and seed.
+
+    Source: Ren et al. 2021 (FastSpeech 2), sections 2.2 and 2.3.
+    """
+
+    name = "text-to-speech"
+    reads = "audio"
+    writes = True
+    Settings = TextToSpeechSettings
+    auto_class = "AutoModelForTextToSpectrogram"
+    metric_names = ("mel_error", "duration_error", "loss")
+    lower_is_better = frozenset({"mel_error", "duration_error", "loss"})
+
+    @classmethod
+    def suited(cls, config: Any, settings: Any) -> type[Task]:
+        if config.model_type != "fastspeech":
+            raise UserError(
+                f"model: a {config.model_type} does not learn {cls.name} here. Give --preset fastspeech-micro, or a run of one."
+            )
+        return cls
+
+    def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
+        super().__init__(settings, tokenizer, facts)
+        self.extractor, self.words = tokenizer.feature_extractor, tokenizer.tokenizer
+        self.rate: int = self.extractor.sampling_rate
+        """Samples a second."""
+        self.hop: int = self.extractor.sample_stride
+        """Samples between frames."""
+        self._known: dict[str, int] = self.words.get_vocab()
+        self._known = {letter: number for letter, number in self._known.items() if len(letter) == 1}
+        self._known[" "] = self._known.pop(self.words.word_delimiter_token)
+
+    @classmethod
+    def columns(cls, data: DataSettings) -> dict[str, str]:
+        return {"text": data.text, "audio": data.audio, "durations": data.durations}
+
+    @classmethod
+    def learn(cls, rows: Iterable[Row], settings: TextToSpeechSettings) -> dict[str, Any]:
+        """Return the characters of the texts, and the sign with which most of them end, if that is one."""
+        characters: set[str] = set()
+        ends: Counter[str] = Counter()
+        for row in rows:
+            text = said(row.values["text"])
+            characters.update(text)
+            ends[text[-1]] += 1
+        [(last, _)] = ends.most_common(1)
+        return {"characters": sorted(characters - {" "}), "end": "" if last.isalnum() else last}
+
+    def model_options(self) -> dict[str, Any]:
+        return {
+            "vocab_size": len(self.words),
+            "pad_token_id": self.words.pad_token_id,
+            "num_mel_bins": self.extractor.num_mel_bins,
+        }
+
+    def sight(self, model: Any) -> Any:
+        import torch
+
+        from burnish.models.vision import hear
+
+        frames = self.settings.seconds * self.rate // self.hop
+        ids, places = torch.zeros(1, frames // 4, dtype=torch.long), torch.zeros(1, frames, dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "places": places}
+        return hear(model, inputs, self.settings.seconds)
+
+    # -- rows to examples --------------------------------------------------------------------------------------------
+
+    def decoders(self, count: int | None = None) -> Decoders:
+        return Decoders(count, self.rate, self.settings.seconds)
+
+    def example(self, row: Row, decode: Decode) -> Example | str:
+        sound, text = row.values["audio"], said(row.values["text"])
+        samples = decode(sound, "sound")
+        if isinstance(samples, str):
+            return f"{sound.name} {samples}"
+        if len(samples) > self.settings.seconds * self.rate:  # decoded by whoever gave it
+            return f"{sound.name} is longer than {self.settings.seconds} seconds; cut it into pieces"
+        strange = sorted(set(text) - self._known.keys())
+        if strange:
+            return f"{sound.name}: its text holds {' '.join(strange[:10])}, which the model has no token for"
+        mels = self.mels(samples)
+        frames = self.frames_of(row.values["durations"], text, len(samples) / self.rate, len(mels))
+        if isinstance(frames, str):
+            return f"{sound.name}: {frames}"
+        ids = np.array([self._known[letter] for letter in text])
+        return {"ids": ids, "durations": frames, "mels": mels.ravel(), "positions": np.array([len(mels)])}
+
+    def mels(self, samples: np.ndarray) -> np.ndarray:
+        """Return the log-mel spectrum of int16 samples: float32 [frames, mels]."""
+        heard = samples.astype(np.float32) / FULL
+        found = self.extractor(audio_target=heard, sampling_rate=self.rate, return_tensors="np")
+        return found["input_values"][0].astype(np.float32)
+
+    def frames_of(self, durations: Any, text: str, seconds: float, frames: int) -> np.ndarray | str:
+        """Return the frames of each character of a text, all of them together those of its sound, or why there are none.
+
+        Args:
+            durations: seconds of each character, as a row has them.
+            seconds: of the sound.
+        """
+        try:
+            given = np.asarray(durations, np.float64)
+        except (TypeError, ValueError):
+            given = np.empty(0)
+        if given.shape != (len(text),):
+            return f"its durations are not a list of {len(text)} numbers, the seconds of each character of its text"
+        if not (given >= 0).all() or not abs(given.sum() - seconds) <= _SLACK:  # also where one is not a number
+            return f"its durations are {given.sum():.2f} seconds together, its sound is {seconds:.2f}"
+        ends = np.rint(given.cumsum() * self.rate / self.hop).astype(np.int64).clip(max=frames)
+        ends[-1] = frames
+        return np.diff(ends, prepend=0)
+
+    # -- examples to batches -----------------------------------------------------------------------------------------
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        import torch
+
+        ids, mask = filled_up([example["ids"] for example in examples], self.words.pad_token_id)
+        sizes = [int(example["positions"][0]) for example in examples]
+        places = np.full((len(sizes), max(sizes)), -1)
+        mels = np.zeros((len(sizes), max(sizes), self.extractor.num_mel_bins), np.float32)
+        for row, (example, size) in enumerate(zip(examples, sizes, strict=True)):
+            places[row, :size] = np.repeat(np.arange(len(example["ids"])), example["durations"])
+            mels[row, :size] = example["mels"].reshape(size, -1)
+        inputs = {"input_ids": ids, "attention_mask": mask, "places": places}
+        characters = sum(len(example["ids"]) for example in examples)
+        return Batch(
+            {name: torch.as_tensor(value, dtype=torch.long) for name, value in inputs.items()},
+            {"mels": torch.from_numpy(mels)},
+            {"mel": float(sum(sizes)), "duration": float(characters)},
+            sizes,
+        )
+
+    def loss(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        return {name: value.sum() for name, value in self._errors(model, batch).items() if name != "seconds"}
+
+    def score(self, model: Any, batch: Batch) -> Records:
+        sums = {name: value.double().cpu().numpy() for name, value in self._errors(model, batch).items()}
+        frames, characters = (batch.inputs["places"] >= 0).sum(1), batch.inputs["attention_mask"].sum(1)
+        return sums | {"frames": frames.cpu().numpy(), "characters": characters.cpu().numpy()}
+
+    def _errors(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return how far a model is from each row, summed over its frames or characters."""
+        import torch
+
+        output, places, mask = model(**batch.inputs), batch.inputs["places"], batch.inputs["attention_mask"]
+        real, counts = places >= 0, torch.zeros_like(mask)
+        counts = counts.scatter_add_(1, places.clamp_min(0), real.long())
+        off = (output.spectrogram.float() - batch.targets["mels"]).abs().mean(2)
+        lengths = output.log_durations.float()
+        seconds = (lengths.detach().expm1().clamp_min(0) - counts).abs() * (self.hop / self.rate)
+        return {
+            "mel": (off * real).sum(1),
+            "duration": ((lengths - counts.log1p()).square() * mask).sum(1),
+            "seconds": (seconds * mask).sum(1),
+        }
+
+    def metrics(self, records: Records) -> dict[str, float]:
+        """Return the mean error of a log10-mel, with the true durations, and of a character's duration, in seconds."""
+        frames, characters = records["frames"].sum(), records["characters"].sum()
+        mel = float(records["mel"].sum() / frames)
+        return {
+            "mel_error": mel,
+            "duration_error": float(records["seconds"].sum() / characters),
+            "loss": mel + float(records["duration"].sum() / characters),
+        }
+
+    # -- predictions -------------------------------------------------------------------------------------------------
+
+    def asked_columns(self, data: DataSettings) -> dict[str, str]:
+        return {"text": data.text}
+
+    def predict(
+        self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
+    ) -> list[dict[str, Any]]:
+        answers = []
+        for given in asked:
+            pieces, left_out = self.pieces(given["text"])
+            samples = np.concatenate([self.spoken(model, piece, seed) for piece in pieces])
+            answer: dict[str, Any] = {"text": given["text"], "seconds": round(len(samples) / self.rate, 2)}
+            if left_out:
+                answer["left_out"] = left_out
+            if settings.sounds is None:
+                answer |= {"samples": samples.tolist()}
+            else:
+                answer["file"] = str(self._written(samples, given["text"], Path(settings.sounds)))
+            answers.append(answer | {"rate": self.rate})
+        return answers
+
+    def pieces(self, text: str) -> tuple[list[str], str]:
+        """Return what is said of a text, a sentence or less at once, and its characters that cannot be.
+
+        Raises:
+            UserError: none can be said.
+        """
+        whole = said(text)
+        left_out = "".join(sorted(set(whole) - self._known.keys()))
+        whole = tidy("".join(letter if letter in self._known else " " for letter in whole))
+        if not any(letter.isalnum() for letter in whole):
+            raise UserError(f"The text {text[:40]!r} holds nothing that this model can say.")
+        found = [piece for sentence in _ENDS.split(whole) for piece in textwrap.wrap(sentence, _AT_ONCE)]
+        end = self.facts.get("end", "")
+        return [piece + end if piece[-1].isalnum() else piece for piece in found], left_out
+
+    def spoken(self, model: Any, text: str, seed: int) -> np.ndarray:
+        """Return the samples of a text of known characters: float32 from -1 to 1."""
+        import torch
+
+        ids = torch.tensor([[self._known[letter] for letter in text]], device=model.device)
+        with torch.inference_mode():
+            mels = model(input_ids=ids).spectrogram[0].float().cpu()
+        return self.samples_of(mels, seed)
+
+    def samples_of(self, mels: torch.Tensor, seed: int) -> np.ndarray:
+        """Return samples with a log-mel spectrum [frames, mels]: float32 from -1 to 1, a function of it and the seed."""
+        import torch
+
+        from burnish.ops.griffin_lim import griffin_lim, magnitudes_of
+
+        filters = torch.from_numpy(self.extractor.mel_filters).float()
+        magnitudes = magnitudes_of(10**mels.T, filters)
+        window = torch.from_numpy(self.extractor.window).float()
+        return griffin_lim(magnitudes, window, self.hop, seed).clamp(-1, 1).numpy()
+
+    def _written(self, samples: np.ndarray, text: str, folder: Path) -> Path:
+        """Write samples into a folder under a name made of their text, and return their file.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        file = folder / f"{'-'.join(plain(text).replace(chr(39), '').split())[:40]}-{digest}.wav"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(wav_of(samples, self.rate))
+        except OSError as error:
+            raise UserError(f"generate.sounds: {file} cannot be written ({error.strerror}).") from error
+        return file
+
+
+def said(text: str) -> str:
+    """Return a text as a model learns to say it: in lower case, one blank between words, apostrophes straight.
+
+    >>> said(" It\u2019s  5 O'Clock!")
+    "it's 5 o'clock!"
+    """
+    return tidy(text).lower().replace("\u2019", "'")
