@@ -63,7 +63,7 @@ class WordModel:
         return sum(count / total * math.log(total / count) for count in self.alone.values()) if total else 0.0
 
     def cost(self, before: str, word: str) -> float:
-        """Return -log of the probability of a word after another, less what words usually cost; "" is a line's beginning or end.
+        """Return -log of the probability of a word after another, less what words usually cost; "" is an end of a line.
 
         So a word as good as others costs nothing, and a text is not the better for having fewer words.
 
