@@ -17,14 +17,17 @@ def order_of(text: str) -> str:
 
 
 def test_word_orders_and_voices_are_held_out() -> None:
-    heard, asked = (set(map(order_of, spoken.sentences(part, 200, 0))) for part in ("train", "test"))
-    assert heard == set(spoken.ORDERS["train"]) and asked == set(spoken.ORDERS["test"]) and not heard & asked
+    """Texts of other orders say which words stand beside which; every word that is tested is heard."""
+    known, asked = (list(spoken.commanded(part, 200, 0)) for part in ("texts", "test"))
+    assert set(map(order_of, known)) == set(spoken.ORDERS["texts"]) and set(map(order_of, asked)) == set(
+        spoken.ORDERS["test"]
+    )
+    heard = [text for voice in range(4) for text in spoken.drawn(400, voice)]
+    assert not (set(asked) & set(known)) and not (set(asked) & set(heard))
     assert not set(spoken.VOICES["train"]) & set(spoken.VOICES["test"])
-    assert {word for text in spoken.ORDERS["test"] for word in text.split()} <= {
-        word for text in spoken.ORDERS["train"] for word in text.split()
-    }
+    assert {word for text in asked for word in text.split()} <= {word for text in heard for word in text.split()}
 
 
 def test_sentences_follow_from_the_seed() -> None:
-    first = list(spoken.sentences("train", 20, 1))
-    assert first == list(spoken.sentences("train", 20, 1)) != list(spoken.sentences("train", 20, 2))
+    for said in (spoken.drawn, lambda count, seed: spoken.commanded("test", count, seed)):
+        assert list(said(20, 1)) == list(said(20, 1)) != list(said(20, 2))

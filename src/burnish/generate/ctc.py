@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -56,19 +56,27 @@ class WordModel:
                 made.after.setdefault(before, Counter())[word] += 1
         return made
 
+    @cached_property
+    def usual(self) -> float:
+        """What a word costs that stands alone, on average: -log of its probability."""
+        total = self.alone.total()
+        return sum(count / total * math.log(total / count) for count in self.alone.values()) if total else 0.0
+
     def cost(self, before: str, word: str) -> float:
-        """Return -log of the probability of a word after another; "" is the beginning and the end of a line.
+        """Return -log of the probability of a word after another, less what words usually cost; "" is an end of a line.
+
+        So a word as good as others costs nothing, and a text is not the better for having fewer words.
 
         >>> model = WordModel.of(["turn on the light", "turn off the light"])
         >>> round(model.cost("turn", "on"), 2), model.cost("turn", "on") < model.cost("turn", "light")
-        (0.97, True)
+        (-0.78, True)
         """
         total = self.alone.total() or 1
         if word not in self.alone:
-            return math.log(total) + _UNKNOWN
+            return math.log(total) + _UNKNOWN - self.usual
         follows = self.after.get(before, Counter())
         share = follows[word] / follows.total() if follows else 0.0
-        return -math.log((1 - _ALONE) * share + _ALONE * self.alone[word] / total)
+        return -math.log((1 - _ALONE) * share + _ALONE * self.alone[word] / total) - self.usual
 
 
 @lru_cache(maxsize=4)
