@@ -112,7 +112,7 @@ def toy(
             "model": {"preset": "fastspeech-nano"},
             "data": {"train": str(songs_folder)},
             "task": {"seconds": 2},
-            "train": {"length": "40 steps", "batch": 8, "precision": "fp32", "evaluate_every": "20 steps"},
+            "train": {"length": "24 steps", "batch": 8, "precision": "fp32", "evaluate_every": "24 steps"},
             "optim": {"lr": 2e-3},
         },
         "image-classification": {

@@ -13,11 +13,12 @@ import soundfile
 import torch
 
 import burnish
-from burnish.data.extractor import make_extractor
+from burnish.data.extractor import make_extractor, make_writer
 from burnish.errors import UserError
 from burnish.models.load import make_config
 from burnish.models.own.fastspeech import FastSpeechForTextToSpectrogram, places_of
 from burnish.ops.griffin_lim import griffin_lim, magnitudes_of
+from burnish.tasks.text_to_speech import TextToSpeech
 from helpers import said_by_card, session_of
 from tones import HERTZ
 
@@ -134,6 +135,18 @@ def test_any_text_is_said_or_refused(run: burnish.Run) -> None:
     assert said_by_card(run.path).startswith("torch.Size([1, ")
     long = run.predict(" ".join(["abcd"] * 60))
     assert long["seconds"] > 15
+
+
+def test_texts_are_cut_into_what_is_said_at_once(tmp_path: Path) -> None:
+    """After sentences, else between words; digits by their names; an end where a text has none."""
+    reader = make_writer(
+        tmp_path / "reader", sorted("abcdefghijklmnopqrstuvwxyz.,?'"), make_extractor({"num_mel_bins": 80})
+    )
+    task = TextToSpeech(TextToSpeech.Settings(name="text-to-speech"), reader, {"end": "."})
+    assert task.pieces("It\u2019s  21.5%. Is it? Yes") == (["it's two one point five.", "is it?", "yes."], "%")
+    whole = " ".join(["word"] * 60)
+    cut, _ = task.pieces(whole)
+    assert len(cut) == 2 and " ".join(piece.rstrip(".") for piece in cut) == whole
 
 
 @pytest.mark.parametrize(

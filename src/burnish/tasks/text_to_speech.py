@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import textwrap
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -239,14 +240,25 @@ class TextToSpeech(MediaTask):
         Raises:
             UserError: none can be said.
         """
-        whole = said(text)
+        whole = self._digits_named(said(text))
         left_out = "".join(sorted(set(whole) - self._known.keys()))
         whole = tidy("".join(letter if letter in self._known else " " for letter in whole))
+        whole = re.sub(r" (?=[.,?!:;])", "", whole)
         if not any(letter.isalnum() for letter in whole):
             raise UserError(f"The text {text[:40]!r} holds nothing that this model can say.")
         found = [piece for sentence in _ENDS.split(whole) for piece in textwrap.wrap(sentence, _AT_ONCE)]
         end = self.facts.get("end", "")
         return [piece + end if piece[-1].isalnum() else piece for piece in found], left_out
+
+    def _digits_named(self, text: str) -> str:
+        """Return a text with the name of each digit in English, where digits are not learned and the name can be spelled."""
+
+        def named(found: re.Match[str]) -> str:
+            word = "point" if found[0] == "." else unicodedata.name(found[0]).split()[-1].lower()
+            return f" {word} " if set(word) <= self._known.keys() else found[0]
+
+        digits = r"\d|(?<=\d)\.(?=\d)"
+        return text if any(letter.isdigit() for letter in self._known) else re.sub(digits, named, text)
 
     def spoken(self, model: Any, text: str, seed: int) -> np.ndarray:
         """Return the samples of a text of known characters: float32 from -1 to 1."""
