@@ -25,7 +25,7 @@ from tones import HERTZ
 GIVEN = {
     "model": {"preset": "fastspeech-nano"},
     "task": {"seconds": 2},
-    "train": {"length": "90 steps", "batch": 8, "precision": "fp32", "evaluate_every": "90 steps"},
+    "train": {"length": "150 steps", "batch": 8, "precision": "fp32", "evaluate_every": "150 steps"},
     "optim": {"lr": 2e-3},
 }
 
