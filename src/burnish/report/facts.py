@@ -28,6 +28,19 @@ METRICS = {
         "bits per byte",
         "Bits it takes to write down one byte of the text; comparable across tokenizers. Lower is better.",
     ),
+    "wer": (
+        "word error rate",
+        "Words to be changed, left out or put in, over all words that are said: 0 is none. Lower is better.",
+    ),
+    "cer": (
+        "character error rate",
+        "Characters to be changed, left out or put in, over all that are said: 0 is none. Lower is better.",
+    ),
+    "mel_error": (
+        "mel error",
+        "Mean absolute error of a log10-mel of the spectrum, where durations are given. Lower is better.",
+    ),
+    "duration_error": ("duration error", "Mean absolute error of a character's duration, in seconds. Lower is better."),
     "accuracy": ("accuracy", "Share of rows, words or pairs that are judged right. Higher is better."),
     "top5_accuracy": (
         "accuracy of the first five",

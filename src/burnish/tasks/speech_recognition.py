@@ -469,7 +469,7 @@ def pieces(samples: np.ndarray, rate: int, seconds: int) -> list[tuple[int, int]
 
     >>> loud = np.full(250, 900, np.int16); loud[90:94] = 0
     >>> pieces(loud, 10, 10)
-    [(0, 91), (91, 191), (191, 250)]
+    [(0, 92), (92, 192), (192, 250)]
     """
     most, moment, found, start = seconds * rate, max(1, round(_MOMENT * rate)), [], 0
     while len(samples) - start > most:
