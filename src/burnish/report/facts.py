@@ -56,6 +56,15 @@ METRICS = {
     ),
     "map_75": ("average precision at 0.75", "The same, where three quarters are. Higher is better."),
     "mean_recall": ("mean recall", "Share of the true boxes that are found, over the same overlaps. Higher is better."),
+    "panoptic_quality": (
+        "panoptic quality",
+        "Mean over classes of segmentation quality times recognition quality (Kirillov et al. 2019). Higher is better.",
+    ),
+    "segmentation_quality": (
+        "segmentation quality",
+        "Mean intersection over union of the segments that are found. Higher is better.",
+    ),
+    "recognition_quality": ("recognition quality", "F1 of the segments that are found. Higher is better."),
     "mean_iou": (
         "mean IoU",
         "Pixels of a class that are found, over those that are found or there; mean over classes. Higher is better.",
