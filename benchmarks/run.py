@@ -83,8 +83,8 @@ QUICK_SETTINGS: dict[str, dict[str, Any]] = {
 LIGHTER_SETTINGS: dict[str, dict[str, Any]] = {
     "questions": {"train": {"length": "1 epochs"}},
     "translation": {"train": {"length": "8 epochs"}},
-    # what Trainer has not of itself is left out: varied images
-    "clothes": {"train": {"length": "2 epochs"}},
+    # what Trainer has not of itself is left out: varied images, Muon
+    "clothes": {"train": {"length": "2 epochs"}, "optim": {"name": "adamw", "lr": 2e-3}},
     # a fifth of the photographs, the same split
     "textiles": {"data": {"train": ".assets/textiles/test", "test": []}},
     "nuclei": {"train": {"length": "200 steps"}, "augment": {"flip": "none", "rotate": 0.0, "color": 0.0}},
