@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import burnish
 from burnish.data.rows import Holdout, Rows, Side, asked_of, find_parts
 from burnish.errors import UserError
 from burnish.task import BrokenRow, Row
@@ -170,3 +171,11 @@ def test_an_input_is_a_text_an_object_or_a_file(tmp_path: Path) -> None:
         asked_of(str(tmp_path / "more.csv"), {"text": "text"})
     with pytest.raises(UserError, match=r"is a folder; give a text, or a file of rows \(.*\.csv, .*\.txt\)\."):
         asked_of(str(tmp_path), columns)
+
+
+def test_who_gives_conversations_as_texts_is_told_how(tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "Hi."}]}\n')
+    with pytest.raises(UserError, match=r"chats\.jsonl:1: has no column 'text' .*--data\.messages messages"):
+        burnish.train("text-generation", preset="gpt2-nano", data=str(file), run={"dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()

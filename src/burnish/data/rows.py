@@ -24,6 +24,8 @@ from burnish.task import BrokenRow, Row, find_subclasses
 MOST_BROKEN = 0.01
 #: The prompt where it may be messages too, not only text.
 GIVEN = "given"
+#: What columns of conversations are mostly called.
+CONVERSATIONS = frozenset({"messages", "conversations", "conversation"})
 #: Columns, by the tasks' names, that hold text.
 TEXTS = frozenset({"text", "prompt", "pair", "target", "question", "context", "anchor", "positive", "negative"})
 #: Columns, by the tasks' names, that hold an image or a sound, and what makes one of a value; where a row has none of the
@@ -220,7 +222,9 @@ class Rows:
             if name in MEDIA and column not in row.values and "file_name" in row.values:
                 column = "file_name"
             if column not in row.values:
-                return BrokenRow(row.where, f"has no column {column!r} (its columns: {_names(row.values)})")
+                chats = CONVERSATIONS & row.values.keys() if name == "text" else ()
+                hint = "".join(f"; for conversations give --data.messages {found}" for found in sorted(chats)[:1])
+                return BrokenRow(row.where, f"has no column {column!r} (its columns: {_names(row.values)}{hint})")
             value = row.values[column]
             if (
                 value is None
