@@ -92,22 +92,31 @@ def bars(folder: Path, count: int, side: int = 16, seed: int = 0) -> None:
         Image.fromarray(pixels.transpose(1, 0, 2) if lies else pixels).save(path)
 
 
-def gradient_of(session: Any, micro_batch: int, mean: bool = False) -> Any:
-    """Return the gradient of the first step, cut into micro-batches; with `mean`, as a mean of their means."""
+def first_step(session: Any) -> tuple[Any, Any]:
+    """Return the loss of the first step and its gradient by all that is trained, in one row."""
     import torch
 
     from burnish.engine.step import accumulate
 
     job = session.job
+    job.weights.forget_gradients()
+    loss = accumulate(job.model, job.stack, job.task, job.loader.step(0), "cpu", 0)
+    return loss, torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
+
+
+def gradient_of(session: Any, micro_batch: int, mean: bool = False) -> Any:
+    """Return the gradient of the first step, cut into micro-batches; with `mean`, as a mean of their means."""
+    import torch
+
+    job = session.job
     job.loader.micro_batch = micro_batch
+    if not mean:
+        return first_step(session)[1]
     job.weights.forget_gradients()
     batches = job.loader.step(0)
-    if mean:
-        for batch in batches:
-            loss = sum(value / max(1, batch.weights[name]) for name, value in job.task.loss(job.model, batch).items())
-            (loss / len(batches)).backward()
-    else:
-        accumulate(job.model, job.stack, job.task, batches, "cpu", 0)
+    for batch in batches:
+        loss = sum(value / max(1, batch.weights[name]) for name, value in job.task.loss(job.model, batch).items())
+        (loss / len(batches)).backward()
     return torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
 
 

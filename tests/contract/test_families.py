@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from burnish.engine.step import accumulate
-from helpers import session_of
+from helpers import first_step, session_of
 
 WAYS = ((8, "auto"), (3, "auto"), (1, "auto"), (8, "off"), (3, "off"))
 
@@ -23,10 +22,7 @@ def gradient_of(preset: str, data: dict[str, str], micro_batch: int, packing: st
         train={"batch": 8, "sequence": 48, "precision": "fp32", "micro_batch": micro_batch, "packing": packing},
     )
     session.join()
-    job = session.job
-    job.weights.forget_gradients()
-    loss = accumulate(job.model, job.stack, job.task, job.loader.step(0), "cpu", 0)
-    gradient = torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
+    loss, gradient = first_step(session)
     return session.plan.arrangement, float(loss), gradient
 
 

@@ -11,10 +11,9 @@ import torch
 import burnish
 from burnish.config import TaskSettings, config_class, explained
 from burnish.engine import checkpoint
-from burnish.engine.step import accumulate
 from burnish.task import find_task, registry
 from burnish.terminal import Terminal
-from helpers import result_of, session_of
+from helpers import first_step, result_of, session_of
 
 QUIET = Terminal(quiet=True)
 ASKED: dict[str, list] = {
@@ -259,13 +258,11 @@ class TestTask:
             given["train"] |= {"micro_batch": micro_batch, "packing": packing}
             session = session_of(task_of(name), tmp_path / "run", **given)
             session.join()
-            job, draw = session.job, torch.Generator().manual_seed(0)
+            draw = torch.Generator().manual_seed(0)
             with torch.no_grad():
-                for value in job.model.parameters():
+                for value in session.job.model.parameters():
                     value += 0.1 * torch.randn(value.shape, generator=draw)
-            job.weights.forget_gradients()
-            loss = accumulate(job.model, job.stack, job.task, job.loader.step(0), "cpu", 0)
-            gradient = torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
+            loss, gradient = first_step(session)
             if wanted is None:
                 wanted = loss, gradient
             assert float(loss) == pytest.approx(float(wanted[0]), rel=1e-5)

@@ -12,9 +12,8 @@ import soundfile
 import torch
 import transformers
 
-from burnish.engine.step import accumulate
 from burnish.errors import UserError
-from helpers import apart, session_of, trained, weights_of
+from helpers import apart, first_step, session_of, trained, weights_of
 
 _WAVE = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "conv_dim": (16,) * 7,
@@ -71,13 +70,11 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut(kind: str, tones_fold
         train = {**given["train"], "micro_batch": micro_batch, "packing": packing}
         session = session_of("audio-classification", tmp_path / "run", **{**given, "train": train})
         session.join()
-        job, draw = session.job, torch.Generator().manual_seed(0)
+        draw = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for value in job.model.parameters():
+            for value in session.job.model.parameters():
                 value += 0.05 * torch.randn(value.shape, generator=draw)
-        job.weights.forget_gradients()
-        loss = accumulate(job.model, job.stack, job.task, job.loader.step(0), "cpu", 0)
-        gradient = torch.cat([value.grad.flatten() for value in job.weights.trained() if value.grad is not None])
+        loss, gradient = first_step(session)
         wanted = wanted or (loss, gradient)
         assert float(loss) == pytest.approx(float(wanted[0]), rel=1e-5)
         assert float((gradient - wanted[1]).norm() / wanted[1].norm()) <= 1e-5, (micro_batch, packing)
