@@ -277,6 +277,9 @@ class TrainSettings(Settings):
     """Rows in the global batch, that is, in one step."""
     micro_batch: int | None = Field(None, ge=1)
     """Rows computed at once. Never changes the result. Default: as many as memory allows."""
+    norm_rows: int | None = Field(None, ge=1)
+    """Let batch norms that train take the statistics of so many rows at a time, in the order of the data; `train.batch` is a
+    multiple of it. Default: they keep the statistics they have."""
     sequence: int | None = Field(None, ge=2)
     """Longest sequence in tokens. Default: the model's, at most 512 for a pretrained model."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -136,11 +136,11 @@ class Session:
         self.thaw = thawing(model, config.freeze, self.frozen)
         if plan.device == "cpu":
             swap_dropout(model)
-        held = hold_batch_norm(model)
+        norms = hold_batch_norm(model, config.train.norm_rows)
         self.task.check(model)
-        if held:
+        if norms or config.train.norm_rows:
             fresh = None if self.source else self.stores["train"]
-            self.terminal.say(settled(model, self.task, fresh, plan.device, bool(self.backbone)))
+            self.terminal.say(settled(model, norms, self.task, fresh, plan.device, bool(self.backbone)))
         self.fit = fit = Fit(model, self.task, self.stores["train"], plan.device)
         fit.refuse_misfit()
         if not plan.arrangement:
@@ -280,6 +280,7 @@ class Session:
             config.data.workers,
             padded=plan.arrangement == "padded",
             views=config.freeze.views,
+            group=config.train.norm_rows or 1,
             rank=group.rank,
             ranks=group.size,
         )

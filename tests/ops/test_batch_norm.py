@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from burnish.models.vision import settle
-from burnish.ops.batch_norm import HeldBatchNorm, hold_batch_norm
+from burnish.ops.batch_norm import GroupBatchNorm, HeldBatchNorm, hold_batch_norm
 
 
 def norm() -> nn.BatchNorm2d:
@@ -25,7 +25,7 @@ def test_it_is_torchs_own_in_evaluation_mode(rows: int) -> None:
     """Also where the gradient comes transposed, as from attention; torch's own is wrong there for a single row."""
     plain, held = norm().eval(), norm()
     model = nn.Sequential(held)
-    assert hold_batch_norm(model) == 1 and isinstance(held, HeldBatchNorm)
+    assert hold_batch_norm(model) == [held] and isinstance(held, HeldBatchNorm)
     model.train()
     before = held.running_mean.clone()
     values = torch.randn(rows, 8, 4, 4)
@@ -39,6 +39,34 @@ def test_it_is_torchs_own_in_evaluation_mode(rows: int) -> None:
     assert torch.allclose(plain.weight.grad, held.weight.grad, atol=1e-5)
     assert torch.equal(held.running_mean, before)
     assert model.state_dict().keys() == nn.Sequential(plain).state_dict().keys()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_of_a_group_of_rows_it_is_torchs_own_in_training(rows: int) -> None:
+    """Two groups are two batches of torch's, but for the running statistics, which learn the mean of both once."""
+    plain, grouped = norm(), norm()
+    model = nn.Sequential(grouped)
+    hold_batch_norm(model, rows)
+    assert isinstance(grouped, GroupBatchNorm)
+    values = torch.randn(2 * rows, 8, 4, 4)
+    one, other = values.clone().requires_grad_(), values.clone().requires_grad_()
+    gradient = torch.randn(2 * rows, 16, 8).transpose(1, 2).reshape(2 * rows, 8, 4, 4)
+    before = plain.running_mean.clone()
+    means = []
+    for group, given in zip(one.split(rows), gradient.split(rows), strict=True):
+        plain.running_mean.copy_(before)
+        wanted = plain(group)
+        means.append(plain.running_mean.clone())
+        wanted.backward(given.clone(memory_format=torch.contiguous_format))
+    found = model(other)
+    found.backward(gradient)
+    assert torch.allclose(found[rows:], wanted, atol=1e-6)
+    assert torch.allclose(one.grad, other.grad, atol=1e-6)
+    assert torch.allclose(plain.weight.grad, grouped.weight.grad, atol=1e-5)
+    assert torch.equal(grouped.running_mean, before)
+    grouped.learn()
+    assert torch.allclose(grouped.running_mean, (means[0] + means[1]) / 2, atol=1e-6)
+    assert grouped.num_batches_tracked == 1
 
 
 def test_norms_of_a_new_model_take_the_statistics_of_its_images() -> None:

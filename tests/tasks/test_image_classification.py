@@ -235,6 +235,34 @@ def test_batch_norm_keeps_its_statistics(shapes_folder: Path, tmp_path: Path) ->
         assert any("normalization.weight" in name for name in found), "its own weights train"
 
 
+def test_batch_norm_of_fixed_groups_of_rows(shapes_folder: Path, tmp_path: Path) -> None:
+    """Groups are the recipe's: gradient and statistics are the same however a step of two groups is cut; others differ."""
+    import transformers
+
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(backbones()["resnet"]).save_pretrained(tmp_path / "resnet")
+    processor("ViTImageProcessorPil", size={"height": 32, "width": 32}).save_pretrained(tmp_path / "resnet")
+
+    def stepped(norm_rows: int, micro_batch: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        given = {**toy(shapes_folder, micro_batch=micro_batch), "model": {"path": str(tmp_path / "resnet")}}
+        given["train"] |= {"norm_rows": norm_rows}
+        session = session_of("image-classification", tmp_path / "run", **given)
+        session.join()
+        session.job.weights.forget_gradients()
+        accumulate(session.job.model, None, session.job.task, session.job.loader.step(0), "cpu", 0)
+        session.job.weights.learn_statistics()
+        parameters = session.job.model.named_parameters()
+        gradient = {name: value.grad.clone() for name, value in parameters if value.grad is not None}
+        return gradient, {n: v.clone() for n, v in session.job.model.named_buffers() if "running" in n}
+
+    gradient, statistics = stepped(norm_rows=3, micro_batch=6)
+    cut, learned = stepped(norm_rows=3, micro_batch=3)
+    assert apart(cut, gradient) <= 1e-5 and apart(learned, statistics) <= 1e-6
+    assert apart(stepped(norm_rows=6, micro_batch=6)[0], gradient) > 1e-2
+    with pytest.raises(UserError, match=r"train\.micro_batch: 2 is no multiple of train\.norm_rows, 3"):
+        stepped(norm_rows=3, micro_batch=2)
+
+
 def test_frozen_layers_are_replayed_to_the_bit(shapes_folder: Path, tmp_path: Path) -> None:
     import transformers
 

@@ -48,6 +48,8 @@ class Loader:
     """What the model's frozen layers give for views of rows, if that is stored."""
     views: int = 0
     """How many variations of a row there are, one an epoch and then again; 0: another in every epoch."""
+    group: int = 1
+    """Rows that only a micro-batch together can compute, as norms over rows do; `micro_batch` is a multiple of it."""
     rank: int = 0
     ranks: int = 1
     """Each of several processes computes its share of every micro-batch."""
@@ -71,7 +73,8 @@ class Loader:
         rows = self._rows(step)
         lengths = self.store.lengths([row for row, _ in rows])
         order = lengths.argsort(kind="stable").tolist()
-        ends = cuts(lengths[order].tolist(), self.micro_batch * self.ranks, CUT_COST if self.padded else None)
+        cost = CUT_COST if self.padded and self.group == 1 else None
+        ends = cuts(lengths[order].tolist(), self.micro_batch * self.ranks, cost)
         return [self._share(rows, order[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _share(self, rows: list[tuple[int, int]], places: list[int]) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,25 +15,38 @@ from burnish.models.precision import round_to_bf16
 from burnish.models.stack import Stack
 from burnish.models.vision import settle
 from burnish.ops import attention
+from burnish.ops.batch_norm import GroupBatchNorm, HeldBatchNorm
 from burnish.task import Batch, Task
 
 #: Training rows by which the batch norms of a model from scratch are set.
 SETTLED_ROWS = 16
 
 
-def settled(model: Any, task: Task, fresh: Store | None, device: str, over_backbone: bool) -> str:
+def settled(
+    model: Any, norms: Sequence[HeldBatchNorm], task: Task, fresh: Store | None, device: str, over_backbone: bool
+) -> str:
     """Set the statistics by which the batch norms of a new model scale, and return in words whose they are.
 
     Args:
+        norms: of the model; where `train.norm_rows` is set, those that train take the statistics of groups of rows.
         fresh: the training rows, of a model from scratch; None: it came with statistics, which stay.
         over_backbone: whether a pretrained backbone is in it, whose statistics stay.
+
+    Raises:
+        UserError: `train.norm_rows` is set, and no norm trains.
     """
+    groups = [norm for norm in norms if isinstance(norm, GroupBatchNorm) and norm.weight.requires_grad]
+    if not groups and (not norms or isinstance(norms[0], GroupBatchNorm)):
+        raise UserError("train.norm_rows: no batch norm of this model trains. Leave it out.")
     whose = "it came with"
     if fresh is not None:
         rows = range(min(SETTLED_ROWS, len(fresh)))
         images = collate(fresh, task, rows).to(device).inputs["pixel_values"]
         settle(model, images, apart=backbone_of(model) if over_backbone else None)
         whose = f"of the first {len(rows)} training rows"
+    if groups:
+        rows = groups[0].rows
+        return f"batch norm: {len(groups)} of {len(norms)} norms scale by each {rows} rows of a step, fixed by train.norm_rows"
     return f"batch norm: scales by the statistics {whose}, so no row depends on the others"
 
 

@@ -233,6 +233,7 @@ def _train(job: Job, state: State, hooks: list[Hook]) -> State:
                 job.writer.copied()
                 job.optimizers.step()
                 job.weights.publish()
+                job.weights.learn_statistics()
         state.step += 1
         state.targets += result.targets
 
@@ -250,10 +251,10 @@ def gradient_of(job: Job, state: State, batches: Sequence[Batch]) -> Any:
 
 def _halve(job: Job) -> None:
     """Compute half as many rows at once from now on; the result stays the same."""
-    largest = job.loader.micro_batch
-    if largest == 1 or job.group.size > 1:  # the other ranks are in the middle of the step
+    half = job.loader.micro_batch // 2 // job.loader.group * job.loader.group
+    if not half or job.group.size > 1:  # the other ranks are in the middle of the step
         raise GuardError(MEMORY)
-    job.loader.micro_batch = largest // 2
+    job.loader.micro_batch = half
     job.shrunk(job.loader.micro_batch)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from burnish.models.backbone import backbone_of
+from burnish.ops.batch_norm import GroupBatchNorm
 
 
 def round_to_bf16(model: Any) -> dict[str, torch.Tensor]:
@@ -23,7 +24,7 @@ def round_to_bf16(model: Any) -> dict[str, torch.Tensor]:
     if inner is not None and not hasattr(inner, "leaves_float32"):
         inner.leaves_float32 = inner.register_forward_hook(_to_float32)
     rounded = {id(value) for value in (model if inner is None else inner).parameters()}
-    norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [name for name, module in model.named_modules() if hasattr(module, "running_mean")]
     strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     wanted = [*(getattr(model, "_keep_in_fp32_modules", None) or ()), *strict]
     exact = {}
@@ -53,6 +54,7 @@ class Weights:
 
     def __init__(self, model: Any, precision: str):
         self.model = model
+        self._norms = [module for module in model.modules() if isinstance(module, GroupBatchNorm)]
         exact = round_to_bf16(model) if precision == "bf16" else {}
         self.exact: dict[str, nn.Parameter] = {}
         """Every parameter by name in float32; gradients of those that train are in their `grad` after a backward pass."""
@@ -76,6 +78,13 @@ class Weights:
         """Start the next step's gradient from nothing."""
         for value in self.exact.values():
             value.grad = None
+        for norm in self._norms:
+            norm.forget()
+
+    def learn_statistics(self) -> None:
+        """Let batch norms of groups of rows learn from the step's groups what they scale by in evaluations."""
+        for norm in self._norms:
+            norm.learn()
 
     @torch.no_grad()
     def publish(self, *, everything: bool = False) -> None:

@@ -188,14 +188,20 @@ def choose_micro_batch(
         numbers: bytes of activations of the longest row, by what is computed again.
         longest: positions of the longest row.
         states: bytes of parameters, gradients and optimizer state.
+
+    Raises:
+        UserError: batch or micro-batch are no multiple of `train.norm_rows`.
     """
     budget = 0.5 * (_free_memory(device) - states)
     modes = list(numbers) if config.train.recompute == "auto" else [config.train.recompute]
-    batch = config.train.batch
-    wanted = config.train.micro_batch or min(batch, math.ceil(FEWEST_POSITIONS / longest))
+    batch, group = config.train.batch, config.train.norm_rows or 1
+    for name, rows in (("batch", batch), ("micro_batch", config.train.micro_batch or batch)):
+        if rows % group:
+            raise UserError(f"train.{name}: {rows} is no multiple of train.norm_rows, {group}. Change one of the two.")
+    wanted = config.train.micro_batch or min(batch, max(group, math.ceil(FEWEST_POSITIONS / longest)))
     for mode in modes:
         per_row = numbers[mode]
-        rows = max(1, int(budget / per_row))
+        rows = max(1, int(budget / per_row / group)) * group
         if rows >= wanted:
             break
     why = {}
@@ -415,6 +421,11 @@ def refuse_ranks(config: Config) -> None:
         raise UserError(
             f"optim.name: {config.optim.name} is not supported with --parallel.ranks {ranks}. Give {', '.join(ELEMENTWISE)}, "
             "or one rank."
+        )
+    if ranks > 1 and config.train.norm_rows is not None:
+        raise UserError(
+            f"train.norm_rows: batch norms take statistics of rows on one rank only, not on --parallel.ranks {ranks}. Drop one of "
+            "the two."
         )
     if ranks > 1 and config.freeze.thaw is not None:
         raise UserError(
