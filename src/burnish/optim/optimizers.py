@@ -191,20 +191,22 @@ class Optimizers:
         Args:
             publish: gives the model the parameters, each time they have changed.
         """
-        import torch
-
         pairs = self._average.averages() if self._average else []
         if not pairs:
             yield
             return
         trained = [parameter.detach() for parameter, _ in pairs]
         kept = [value.clone() for value in trained]
-        torch._foreach_copy_(trained, [average for _, average in pairs])
+        for value, (_, average) in zip(
+            trained, pairs, strict=True
+        ):  # one by one: parts of several ranks know no _foreach_copy_
+            value.copy_(average)
         publish()
         try:
             yield
         finally:
-            torch._foreach_copy_(trained, kept)
+            for value, own in zip(trained, kept, strict=True):
+                value.copy_(own)
             publish()
 
     def zero_grad(self) -> None:

@@ -424,8 +424,7 @@ def refuse_ranks(config: Config) -> None:
         )
     if ranks > 1 and config.train.norm_rows is not None:
         raise UserError(
-            f"train.norm_rows: batch norms take statistics of rows on one rank only, not on --parallel.ranks {ranks}. Drop one of "
-            "the two."
+            f"train.norm_rows: norms measure rows on one rank only, not on --parallel.ranks {ranks}. Drop one of the two."
         )
     if ranks > 1 and config.freeze.thaw is not None:
         raise UserError(
