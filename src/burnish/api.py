@@ -234,7 +234,7 @@ def evaluate(
     target: str,
     *,
     data: str | Sequence[str] | Mapping[str, Any] | None = None,
-    task: str | None = None,
+    task: str | Mapping[str, Any] | None = None,
     terminal: Terminal | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def evaluate(
         target: a run folder, a model folder or a Hub id.
         data: files, folders or Hub ids, or a group of settings such as `{"test": "more.csv", "text": "review"}`. Default:
             the run's own test rows, or its validation rows.
-        task: needed where the model's architecture does not say it.
+        task: its name, needed where the model's architecture does not say it, or settings of its group over the run's.
         settings: groups of settings over the run's.
 
     Raises:
@@ -265,7 +265,7 @@ def predict(
     target: str,
     inputs: Sequence[str],
     *,
-    task: str | None = None,
+    task: str | Mapping[str, Any] | None = None,
     column: str | None = None,
     seed: int = 0,
     generate: Mapping[str, Any] | None = None,
@@ -278,7 +278,7 @@ def predict(
         inputs: texts, JSON objects where a task needs several columns, or files (txt: a text a line; csv, jsonl, parquet);
             of images files or folders of them.
         column: of the text in files. Default: as in the run's own data.
-        task: needed where neither a run nor the model's architecture says it.
+        task: its name, needed where neither a run nor the architecture says it, or settings of its group over the run's.
         seed: of sampling.
         generate: settings of the `generate` group.
         pictures: folder into which each image is written with its answer drawn on it.

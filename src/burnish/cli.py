@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from burnish.config import Config, TaskSettings, config_class, explain, explained, fields, read_recipe
 from burnish.errors import BurnishError
+from burnish.run import RunFolder
 
 _HELP = """Train and fine-tune transformers: exact, fast, whole.
 
@@ -94,15 +95,18 @@ def _sentence(error: CycloptsError, words: Sequence[str]) -> str:
 
 
 def _task_settings(words: Sequence[str]) -> type[TaskSettings]:
-    """Return the settings class of the task that a `train` command names, so that its own options are known."""
+    """Return the settings class of the task that a command names, so that its own options are known."""
     from burnish.task import registry
 
-    if len(words) < 2 or words[0] != "train" or words[1].startswith("-"):
+    if len(words) < 2 or words[1].startswith("-"):
         return TaskSettings
     name: Any = words[1]
+    if words[0] != "train":  # a run, unless the task of a model is given
+        given = " ".join(words).replace("--task=", "--task ").partition("--task ")[2].split()
+        name = given[0] if given else str(RunFolder(Path(name).expanduser()).config)
     if name.lower().endswith((".yaml", ".yml")):
         if not Path(name).is_file():
-            return TaskSettings  # `train` says that it is missing
+            return TaskSettings  # who opens it says that it is missing
         group = read_recipe(Path(name)).get("task")
         name = group.get("name") if isinstance(group, dict) else group
     found = registry().get(name) if isinstance(name, str) else None
@@ -119,7 +123,8 @@ def _expanded(words: Sequence[str], cls: type[Config]) -> list[str]:
     for setting, _ in fields(cls):
         group, _, name = setting.partition(".")
         short.setdefault(f"--{group}", f"--{group}.{name}")
-    del short["--task"]
+    if words[:1] == ["train"]:
+        del short["--task"]  # it is the command's first word
     result: list[str] = []
     for index, word in enumerate(words):
         if word == "--":
@@ -159,10 +164,10 @@ def _app(cls: type[Config]) -> App:
     app = App(name="burnish", help=_HELP, version=__version__, help_format="plaintext")
     groups = _settings_parameters(cls)
     app.command(_with(_train, groups), name="train", help=_TRAIN_HELP)
-    some = [parameter for parameter in groups if parameter.name in ("data", "run", "train")]
+    some = [parameter for parameter in groups if parameter.name in ("task", "data", "run", "train")]
     app.command(_with(_evaluate, some), name="evaluate")
-    generate = [parameter for parameter in groups if parameter.name == "generate"]
-    app.command(_with(_predict, generate), name="predict")
+    asked = [parameter for parameter in groups if parameter.name in ("task", "generate")]
+    app.command(_with(_predict, asked), name="predict")
     app.command("burnish.assist.command:assist", name="assist")
     app.command(_info, name="info")
     return app
@@ -208,22 +213,20 @@ def _train(target: str, /, *, dry_run: _Flag = False, json: _Flag = False, setti
         _print_json(result if isinstance(result, dict) else {"run": str(result.path), **result.metrics})
 
 
-def _evaluate(target: str, /, *, task: str | None = None, json: _Flag = False, settings: dict[str, Any]) -> None:
+def _evaluate(target: str, /, *, json: _Flag = False, settings: dict[str, Any]) -> None:
     """Measure a run or a model on rows: the metrics of its task, with 95 % bootstrap intervals.
 
     Parameters
     ----------
     target:
-        A run folder, a model folder or a Hub id.
-    task:
-        The task, where neither a run nor the model's architecture says it.
+        A run folder, a model folder or a Hub id; with --task NAME where neither a run nor its architecture says the task.
     json:
         Print the result as JSON on stdout; everything else goes to stderr.
     """
     from burnish.api import evaluate
     from burnish.terminal import Terminal
 
-    result = evaluate(target, task=task, terminal=Terminal(to_stderr=json), **settings)
+    result = evaluate(target, terminal=Terminal(to_stderr=json), **settings)
     if json:
         _print_json(result)
 
@@ -232,7 +235,6 @@ def _predict(
     target: str,
     /,
     *inputs: str,
-    task: str | None = None,
     text: str | None = None,
     seed: int = 0,
     pictures: str | None = None,
@@ -244,11 +246,9 @@ def _predict(
     Parameters
     ----------
     target:
-        A run folder, a model folder or a Hub id.
+        A run folder, a model folder or a Hub id; with --task NAME where neither a run nor its architecture says the task.
     inputs:
         Texts, JSON objects of columns, or files (txt: a text a line; csv, jsonl, parquet). None: lines from standard input.
-    task:
-        The task, where neither a run nor the model's architecture says it.
     text:
         The column that holds the text in csv, jsonl and parquet files. Default: as in the run's own data.
     seed:
@@ -264,8 +264,7 @@ def _predict(
     if not inputs and sys.stdin.isatty():
         print("burnish: one text a line; end with Ctrl-D", file=sys.stderr)
     texts = list(inputs) or [line.rstrip("\n") for line in sys.stdin]
-    options: dict[str, Any] = {"task": task, "column": text, "seed": seed, "pictures": pictures}
-    for answer in predict(target, texts, generate=settings.get("generate", {}), **options):
+    for answer in predict(target, texts, column=text, seed=seed, pictures=pictures, **settings):
         if json:
             print(_json(answer), flush=True)
         else:

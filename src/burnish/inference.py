@@ -35,24 +35,26 @@ class Opened:
 
     Args:
         target: run folder, model folder or Hub id.
-        task: the task's name; None where a run or the model's architecture says it.
+        task: the task's name, needed where neither a run nor the model's architecture says it, or settings of its group.
         settings: groups of settings over the run's.
 
     Raises:
         UserError: the target holds no model, or its task cannot be told.
     """
 
-    def __init__(self, target: str, task: str | None = None, settings: Mapping[str, Any] | None = None):
+    def __init__(
+        self, target: str, task: str | Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ):
         import torch
 
         self.target = target
         run = RunFolder(Path(target).expanduser())
         self.run = run if run.is_run else None
         stored: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.is_run else {}
-        overrides = normalise(dict(settings or {}))
+        overrides = normalise({**(settings or {}), "task": task or {}})
         revision = (overrides.get("model") or {}).get("revision")
         self.folder = folder = model_folder(target, revision)
-        told = task or (stored.get("task") or {}).get("name")
+        told = overrides["task"].get("name") or (stored.get("task") or {}).get("name")
         name = told or _task_of(folder)
         self._guessed = told is None
         self.task_class: type[Task] = find_task(name)
@@ -263,6 +265,8 @@ def _task_of(folder: Path) -> str:
     raise UserError(f"{folder}: its architecture {architectures} names no task; give --task ({', '.join(registry())}).")
 
 
-def open_model(target: str, task: str | None = None, settings: Mapping[str, Any] | None = None) -> Opened:
+def open_model(
+    target: str, task: str | Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+) -> Opened:
     """Return a run, model folder or Hub id, opened for use."""
     return Opened(target, task, settings)

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoModelForObjectDetection
 
 import burnish
+from burnish.cli import main
 from burnish.data.boxes import checked
 from burnish.data.processor import make_processor
 from burnish.data.rows import Rows, find_parts
@@ -164,7 +165,9 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut(kind: str, shapes: Pa
 
 
 @pytest.mark.parametrize("kind", ["yolos", "conditional_detr", "deformable_detr", "rt_detr", "d_fine", "lw_detr"])
-def test_what_is_trained_is_what_transformers_opens(kind: str, shapes: Path, tmp_path: Path) -> None:
+def test_what_is_trained_is_what_transformers_opens(
+    kind: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From a detector of other classes to a run, whose exported folder finds in plain transformers what the run finds."""
     from transformers import AutoModelForObjectDetection
 
@@ -189,6 +192,11 @@ def test_what_is_trained_is_what_transformers_opens(kind: str, shapes: Path, tmp
     middle_x, middle_y, width, height = (64 * output.pred_boxes[0, int(last.max(1).values.argmax())]).tolist()
     edges = [middle_x - width / 2, middle_y - height / 2, middle_x + width / 2, middle_y + height / 2]
     assert answer["objects"][0]["box"] == pytest.approx([min(64, max(0, edge)) for edge in edges], abs=0.02)
+    if kind == "yolos":  # a setting of the task over the run's
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="0"):
+            main(["predict", str(run.path), file, "--task.threshold", "0.999", "--json"])
+        assert json.loads(capsys.readouterr().out)["objects"] == []
 
 
 def test_all_layouts_give_the_same_examples(tmp_path: Path) -> None:
@@ -408,7 +416,6 @@ def apart(values: list[Any]) -> np.ndarray:
 def test_pictures_are_written_with_what_was_found(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from burnish.cli import main
 
     burnish.train(
         "object-detection",
