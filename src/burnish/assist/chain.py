@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from burnish.assist.act import OUTPUT, Unfit, command_of, reply_of, run
+from burnish.assist.ear import Ear
 from burnish.assist.settings import Assistant
+from burnish.assist.voice import RATE, Voice, load_voice
 from burnish.data.sounds import wav_of
 from burnish.errors import UserError
 from burnish.inference import Opened, open_model
@@ -52,7 +54,10 @@ class Chain:
 
     def __init__(self, assistant: Assistant):
         self.assistant = assistant
+        self._voice = load_voice(assistant.listen.voice) if assistant.listen.voice else None
         self._parts = {place: part for place in _PARTS if (part := self._open(place)) is not None}
+        if self._voice and self.hears and self.rate != RATE:
+            raise UserError(f"listen.voice: it hears {RATE:,} samples a second, and listen.model {self.rate:,}.")
         guard = self._parts.get("understand.guard")
         if guard is not None and UNSAFE not in guard.task.facts["labels"]:
             raise UserError(
@@ -82,6 +87,10 @@ class Chain:
         """Samples a second that it hears."""
         task: Any = self._parts["listen.model"].task  # automatic-speech-recognition
         return task.rate
+
+    def ear(self) -> Ear:
+        """Return what cuts a stream of samples into utterances."""
+        return Ear(self.rate, self.assistant.listen.pause, Voice(self._voice) if self._voice else None)
 
     # -- the stages --------------------------------------------------------------------------------------------------
 

@@ -92,13 +92,12 @@ def _streamed(chain: Chain) -> Iterator[np.ndarray]:
     """Yield each utterance in the samples on standard input, as soon as it is whole."""
     import numpy as np
 
-    from burnish.assist.ear import Ear
     from burnish.data.sounds import FULL
     from burnish.errors import UserError
 
     if not chain.hears:
         raise UserError("listen.model: the assistant has none, so it reads only. Give it text.")
-    ear = Ear(chain.rate, chain.assistant.listen.pause)
+    ear = chain.ear()
     stream: Any = sys.stdin.buffer
     rest = b""
     while block := stream.read1(_BLOCK):

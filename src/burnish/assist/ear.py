@@ -4,27 +4,52 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
-#: Seconds of a frame, of sound kept from before speech is noticed, and of the longest utterance.
-_FRAME, _BEFORE, _LONGEST = 0.02, 0.3, 30.0
+#: Seconds of sound kept from before speech is noticed, of speech on end that begins an utterance, and of the longest.
+_BEFORE, _FIRST, _LONGEST = 0.3, 0.08, 30.0
+#: Seconds of a frame whose loudness is measured.
+_FRAME = 0.02
 #: Decibels over the background from which a frame is loud; the background is never taken to be quieter than this.
 _ABOVE, _QUIETEST = 10.0, -60.0
 #: Seconds in which the quietest frame says what the background is.
 _MEMORY = 3.0
-#: Loud frames on end that begin an utterance.
-_FIRST = 4
+
+
+class Judge(Protocol):
+    """Says of each frame of a stream, one after the other, whether somebody speaks in it."""
+
+    size: int
+    """Samples of a frame."""
+
+    def __call__(self, frame: np.ndarray) -> bool: ...
+
+
+class Loudness:
+    """Takes what is much louder than the background for speech.
+
+    The background is the quietest moment of the last seconds, as in Martin 2001 (minimum statistics), without its smoothing.
+    """
+
+    def __init__(self, rate: int):
+        self.size = max(1, int(rate * _FRAME))
+        self._levels: deque[float] = deque(maxlen=int(_MEMORY / _FRAME))
+
+    def __call__(self, frame: np.ndarray) -> bool:
+        level = 10 * float(np.log10(np.square(frame).mean() + 1e-12))
+        self._levels.append(level)
+        return level > max(_QUIETEST, min(self._levels)) + _ABOVE
 
 
 class Ear:
-    """Cuts a stream of samples into utterances, by how much louder than the background they are.
-
-    The background is the quietest moment of the last seconds, as in Martin 2001 (minimum statistics), without its smoothing.
+    """Cuts a stream of samples into utterances.
 
     Args:
         rate: samples a second.
-        pause: seconds of quiet that end an utterance.
+        pause: seconds without speech that end an utterance.
+        judge: says where speech is. Default: where it is loud.
 
     >>> ear = Ear(1_000, 0.2)
     >>> quiet, loud = np.zeros(500, np.float32), np.tile(np.float32([0.5, -0.5]), 300)
@@ -32,15 +57,15 @@ class Ear:
     [1100, 1100]
     """
 
-    def __init__(self, rate: int, pause: float):
-        self.rate = rate
-        self._size = max(1, int(rate * _FRAME))
-        self._pause = max(1, round(pause / _FRAME))
-        self._levels: deque[float] = deque(maxlen=int(_MEMORY / _FRAME))
+    def __init__(self, rate: int, pause: float, judge: Judge | None = None):
+        self._judge = judge or Loudness(rate)
+        self._size = self._judge.size
+        frames = lambda seconds: max(1, round(seconds * rate / self._size))  # noqa: E731
+        self._first, self._pause, self._longest = frames(_FIRST), frames(pause), frames(_LONGEST)
         self._rest = np.zeros(0, np.float32)
-        self._before: deque[np.ndarray] = deque(maxlen=int(_BEFORE / _FRAME) + _FIRST)
+        self._before: deque[np.ndarray] = deque(maxlen=frames(_BEFORE) + self._first)
         self._said: list[np.ndarray] = []
-        self._loud = self._quiet = 0
+        self._speech = self._quiet = 0
 
     def hear(self, samples: np.ndarray) -> Iterator[np.ndarray]:
         """Take more samples, float32 from -1 to 1, and yield each utterance that ends in them."""
@@ -56,21 +81,19 @@ class Ear:
             yield self._whole()
 
     def _frame(self, frame: np.ndarray) -> Iterator[np.ndarray]:
-        level = 10 * float(np.log10(np.square(frame).mean() + 1e-12))
-        self._levels.append(level)
-        is_loud = level > max(_QUIETEST, min(self._levels)) + _ABOVE
+        speaks = self._judge(frame)
         if not self._said:
             self._before.append(frame)
-            self._loud = self._loud + 1 if is_loud else 0
-            if self._loud >= _FIRST:
+            self._speech = self._speech + 1 if speaks else 0
+            if self._speech >= self._first:
                 self._said, self._quiet = list(self._before), 0
                 self._before.clear()
             return
         self._said.append(frame)
-        self._quiet = 0 if is_loud else self._quiet + 1
-        if self._quiet >= self._pause or len(self._said) * _FRAME >= _LONGEST:
+        self._quiet = 0 if speaks else self._quiet + 1
+        if self._quiet >= self._pause or len(self._said) >= self._longest:
             yield self._whole()
 
     def _whole(self) -> np.ndarray:
-        said, self._said, self._loud = np.concatenate(self._said), [], 0
+        said, self._said, self._speech = np.concatenate(self._said), [], 0
         return said

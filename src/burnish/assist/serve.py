@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from burnish.assist.chain import Chain, Event
-from burnish.assist.ear import Ear
 from burnish.data.media import Decoders
 from burnish.data.sounds import FULL, Sound
 from burnish.errors import BurnishError, UserError
@@ -159,7 +158,7 @@ def utterances(chain: Chain, sound: Sound) -> Iterator[np.ndarray]:
         samples = decoders.decode(sound, "sound")
     if isinstance(samples, str):
         raise UserError(f"{sound.name} {samples}.")
-    ear, found = Ear(chain.rate, chain.assistant.listen.pause), False
+    ear, found = chain.ear(), False
     heard = samples.astype(np.float32) / FULL
     for said in (*ear.hear(heard), *ear.end()):
         found = True

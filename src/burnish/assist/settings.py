@@ -17,6 +17,8 @@ class Listening(Settings):
 
     model: str = ""
     """A run of automatic-speech-recognition or a model for it. Default: it reads only."""
+    voice: str = ""
+    """Silero's silero_vad_16k.safetensors, which tells speech from other sounds. Default: what is loud is speech."""
     pause: float = Field(0.5, ge=0.1, le=5)
     """Seconds of quiet that end what is said."""
 
