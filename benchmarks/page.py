@@ -273,7 +273,8 @@ Rated sentences of product reviews, tweets, film reviews and newspaper editorial
 `Trainer` get the same model, rows, frozen layers, epochs, batch, peak learning rate, warm-up, schedule, weight decay
 and clipping. The model of the last step is what is judged; nothing is evaluated or saved on the way.
 
-*Training* is from before the first step to after the last one. *The whole process* adds imports, reading, tokenizing,
+*Training* is from before the first step to after the last one; for burnish from before frozen layers are computed, which it
+does once for each row. *The whole process* adds imports, reading, tokenizing,
 loading and the evaluation at the end, and for burnish alone also a checkpoint, the exported model, the bootstrap of the
 intervals, the report and the card.
 
@@ -342,7 +343,8 @@ most alike (TF-IDF of two to five letters)."""
 
 _IMAGES = """burnish and `Trainer` get the same first weights, images, steps, batch, learning rate and schedule; both models are
 scored by the same code. `Trainer` reads, decodes and processes an image each time it is asked for, as transformers' example
-scripts do; *tuned* it computes in bfloat16, and every image was processed once before training, which is not counted."""
+scripts do; *tuned* it computes in bfloat16, and every image was processed once before training, which is not counted. What
+burnish computes of frozen layers, once for each image, counts in its training."""
 
 _CLOTHES = f"""## Image classification: a small vision transformer from scratch
 
@@ -367,7 +369,8 @@ _PROMPTS = """## Speech recognition: Whisper with its encoder frozen
 held out. burnish and `Trainer` get the same weights, spectra, steps, batch, learning rate and schedule, and the encoder is
 frozen on both sides; both models are scored by the same code, greedily. Spectra are made once, before training, for `Trainer`
 as in transformers' example script; burnish makes them when it passes the encoder. That pass, once for each sound, is counted
-in its training; *epochs 2 and later* are the steps after the first epoch. *Tuned* is bfloat16."""
+in its training; *epochs 2 and later* are the steps after the first epoch. *Tuned* is bfloat16: to Whisper all sounds are of one
+length."""
 
 _GPT3 = """## Pretraining: GPT-3's architecture on prose
 
