@@ -22,6 +22,7 @@ from benchmarks.children import run_child
 from benchmarks.clock import Moment
 from benchmarks.image_rows import Images, together
 from benchmarks.rows import own_cache
+from benchmarks.sound_rows import Sounds
 from benchmarks.trainer_sentiment import SCHEDULES, TRAINERS, make_stopwatch
 from burnish.api import resolve
 from burnish.data.store import Store
@@ -29,10 +30,12 @@ from burnish.terminal import Terminal
 from burnish.units import Duration
 
 SIDES = ("burnish", "trainer", "trainer-tuned")
+#: What rows are that have no words to count.
+MEDIA = ("images", "audio")
 #: burnish again, as long as Trainer took: with how many times the steps, the other two say.
 SAME_TIME = "burnish-same-time"
-#: Trainer's arguments for images: of one length, and with whole batches only, as burnish's steps are.
-OF_IMAGES = {"train_sampling_strategy": "random", "remove_unused_columns": False, "dataloader_drop_last": True}
+#: Trainer's arguments for images and sounds: of one length, and with whole batches only, as burnish's steps are.
+OF_MEDIA = {"train_sampling_strategy": "random", "remove_unused_columns": False, "dataloader_drop_last": True}
 Result = dict[str, Any]
 
 
@@ -40,8 +43,8 @@ def burnish_side(recipe: Path, seed: int, threads: int, times: float = 1) -> Res
     """Return what burnish reached with a recipe, that many times as long, and what its training took."""
     import burnish
 
-    length = Duration.parse(resolve(str(recipe), {})[0].train.length)
-
+    config = resolve(str(recipe), {})[0]
+    length = Duration.parse(config.train.length)
     watch = Stopwatch()
     with own_cache() as folder:
         run = burnish.train(
@@ -59,7 +62,8 @@ def burnish_side(recipe: Path, seed: int, threads: int, times: float = 1) -> Res
         "steps": metrics["step"],
         "rows_learned": plan["total_rows"],
         "parameters": plan["model"]["parameters"],
-        "train": watch.done.since(watch.began),
+        "train": watch.laps.after(),
+        "later": after_first_epoch(watch, config.train.batch, plan["data"]["rows"]["train"]),
         "shown": shown[:1],
         **{split: metrics[split] for split in ("validation", "test") if split in metrics},
     }
@@ -101,12 +105,19 @@ def trainer_side(recipe: Path, side: str, seed: int, threads: int) -> Result:
         "precision": "bf16" if trainer.args.bf16 else "fp32",
         "steps": trainer.state.global_step,
         "rows_learned": trainer.state.global_step * config.train.batch
-        if task_class.reads == "images"
+        if task_class.reads in MEDIA
         else rows_seen(trainer.state.global_step, config.train.batch, len(session.stores["train"])),
         "parameters": plan.model["parameters"],
-        "train": watch.done.since(watch.began),
+        "train": watch.laps.after(),
+        "later": after_first_epoch(watch, config.train.batch, len(session.stores["train"])),
         **found,
     }
+
+
+def after_first_epoch(watch: Any, batch: int, rows: int) -> dict[str, float]:
+    """Return what the steps after the first epoch took; of a run of one epoch, those after its first step."""
+    first = -(-rows // batch)
+    return watch.laps.after(first if first < watch.laps.count else 1)
 
 
 def rows_seen(steps: int, batch: int, rows: int) -> int:
@@ -133,8 +144,12 @@ def make_trainer(session: Any, model: Any, side: str, folder: str, watch: Any) -
     config, plan, tokenizer = session.config, session.plan, session.task.tokenizer
     sequences = session.task.name == "translation"
     kinds: tuple[Any, Any] = (Seq2SeqTrainer, Seq2SeqTrainingArguments) if sequences else (Trainer, TrainingArguments)
+    collator: Any
     if session.task.reads == "images":
         collator, rows = together, Images(session, kept=side == "trainer-tuned")
+    elif session.task.reads == "audio":
+        rows = Sounds(session)
+        collator = rows.together
     else:
         collator = DataCollatorForSeq2Seq(tokenizer, model=model) if sequences else DataCollatorWithPadding(tokenizer)
         rows = rows_of(session.stores["train"], sequences)
@@ -153,7 +168,7 @@ def make_trainer(session: Any, model: Any, side: str, folder: str, watch: Any) -
         "weight_decay": config.optim.weight_decay,
         "max_grad_norm": config.optim.clip,
         **TRAINERS[side],
-        **(OF_IMAGES if isinstance(rows, Images) else {}),
+        **(OF_MEDIA if session.task.reads in MEDIA else {}),
     }
     return kinds[0](
         model=model,
@@ -189,7 +204,7 @@ def baselines(recipe: Path) -> Result:
     from burnish.data.prepare import find_rows
 
     config, task_class, _ = resolve(str(recipe), {})
-    if task_class.reads == "images":
+    if task_class.reads in MEDIA:
         return {}
     splits = find_rows(config, task_class)
     scored = {"validation": splits.validation, "test": splits.test}

@@ -14,38 +14,42 @@ from pathlib import Path
 from typing import Any
 
 import burnish
-from benchmarks.clock import Moment
+from benchmarks.clock import Laps, Moment
 from benchmarks.rows import digest, own_cache, read_split
 from burnish.terminal import Terminal
 
 
 class Stopwatch(Terminal):
-    """A silent terminal that notes when the first step of training begins and when each step is done."""
+    """A silent terminal that notes when training begins, which frozen layers do, and when each step is done."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
-        self.began = self.done = Moment.now()
+        self.laps = Laps()
+        self._part = ""
 
     @contextmanager
     def progress(self, name: str, total: int, done: int = 0) -> Iterator[None]:
-        """Note the time before the first step."""
+        """Note the time before the frozen layers or, where there are none, before the first step."""
         with super().progress(name, total, done):
-            if name == "training":
-                self.began = Moment.now()
+            if name == "frozen layers" or (name == "training" and self._part != "frozen layers"):
+                self.laps.begin()
+            self._part = name
             yield
 
     def advance(self, done: int, note: str = "") -> None:
-        """Note the time after a step; the last one stays."""
-        self.done = Moment.now()
+        """Note the time after a step."""
+        if self._part == "training":
+            self.laps.step(done)
         super().advance(done, note)
 
 
 def measure(recipe: Path, *, seed: int, threads: int, precision: str | None = None) -> dict[str, Any]:
     """Return what a run of a recipe reached, and what it took.
 
-    `train` is the time from before the first step to after the last, `whole` that of the whole process: imports, data,
-    tokenizer, model, training, a checkpoint, evaluation with intervals, samples, report. The one evaluation and the one
-    checkpoint come after the last step, so the recipe's own spacing of both is the only thing that differs from it.
+    `train` is the time from before frozen layers are computed to after the last step, `whole` that of the whole process:
+    imports, data, tokenizer, model, training, a checkpoint, evaluation with intervals, samples, report. The one evaluation
+    and the one checkpoint come after the last step, so the recipe's own spacing of both is the only thing that differs from
+    it.
 
     Args:
         precision: in place of the recipe's.
@@ -76,7 +80,7 @@ def measure(recipe: Path, *, seed: int, threads: int, precision: str | None = No
         "trainable": plan["model"]["trainable"],
         "steps": metrics["step"],
         "rows_learned": plan["total_rows"],
-        "train": watch.done.since(watch.began),
+        "train": watch.laps.after(),
         "whole": {"cpu": whole.cpu},
         "own_seconds": metrics["seconds"],
         "rows": {"train": digest(split.train), "held_out": digest(split.held_out)},

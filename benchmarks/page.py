@@ -273,7 +273,8 @@ Rated sentences of product reviews, tweets, film reviews and newspaper editorial
 `Trainer` get the same model, rows, frozen layers, epochs, batch, peak learning rate, warm-up, schedule, weight decay
 and clipping. The model of the last step is what is judged; nothing is evaluated or saved on the way.
 
-*Training* is from before the first step to after the last one. *The whole process* adds imports, reading, tokenizing,
+*Training* is from before the first step to after the last one; for burnish from before frozen layers are computed, which it
+does once for each row. *The whole process* adds imports, reading, tokenizing,
 loading and the evaluation at the end, and for burnish alone also a checkpoint, the exported model, the bootstrap of the
 intervals, the report and the card.
 
@@ -342,7 +343,8 @@ most alike (TF-IDF of two to five letters)."""
 
 _IMAGES = """burnish and `Trainer` get the same first weights, images, steps, batch, learning rate and schedule; both models are
 scored by the same code. `Trainer` reads, decodes and processes an image each time it is asked for, as transformers' example
-scripts do; *tuned* it computes in bfloat16, and every image was processed once before training, which is not counted."""
+scripts do; *tuned* it computes in bfloat16, and every image was processed once before training, which is not counted. What
+burnish computes of frozen layers, once for each image, counts in its training."""
 
 _CLOTHES = f"""## Image classification: a small vision transformer from scratch
 
@@ -361,6 +363,15 @@ _COMPOSITES = f"""## Object detection: a small RT-DETR over a frozen backbone
 300 photographs of textiles with pieces of clothing on them, a fifth of them held out, DINOv2's small model frozen, 110 steps of
 the recipe without its varied images. `Trainer` learns by transformers' own loss. {_IMAGES}"""
 
+_PROMPTS = """## Speech recognition: Whisper with its encoder frozen
+
+431 prompts of a telephone system (Asterisk's), two epochs of Whisper tiny.en's decoder; 108 prompts that say something else are
+held out. burnish and `Trainer` get the same weights, spectra, steps, batch, learning rate and schedule, and the encoder is
+frozen on both sides; both models are scored by the same code, greedily. Spectra are made once, before training, for `Trainer`
+as in transformers' example script; burnish makes them when it passes the encoder. That pass, once for each sound, is counted
+in its training; *epochs 2 and later* are the steps after the first epoch. *Tuned* is bfloat16: to Whisper all sounds are of one
+length."""
+
 _GPT3 = """## Pretraining: GPT-3's architecture on prose
 
 Bits per byte of held-out paragraphs beside a byte 5-gram (interpolated Witten-Bell) on the same rows; less is better."""
@@ -371,11 +382,19 @@ Hidden tokens guessed in held-out sequences, beside a bigram from both sides, ar
 on the same tokens."""
 
 
-def task_section(head: str, figures: Sequence[str], digits: int) -> Callable[[Measured], str]:
-    """Return a function that gives the section of a text task.
+def later(result: Result) -> float:
+    """Return the processor seconds of the steps after the first epoch."""
+    return result["later"]["cpu"]
+
+
+def task_section(
+    head: str, figures: Sequence[str], digits: int, times: Sequence[Callable[[Result], float]] = (cpu,)
+) -> Callable[[Measured], str]:
+    """Return a function that gives the section of a task.
 
     Args:
         figures: what is shown of each split that was scored.
+        times: what is shown of the time: of training, and of epochs 2 and later.
     """
 
     def section(measured: Measured) -> str:
@@ -391,10 +410,13 @@ def task_section(head: str, figures: Sequence[str], digits: int) -> Callable[[Me
         for side in sides(results):
             own = of_side(results, side)
             row = [NAMES.get(side, side), own[0]["precision"], f"{own[0]['steps']:,}"]
-            row += [spread([cpu(result) for result in own], 1), spread(ratios(results, side, "burnish", cpu), 2)]
+            for time in times:
+                row += [spread(list(map(time, own)), 1), spread(ratios(results, side, "burnish", time), 2)]
             row += [spread([result[split][figure] for result in own], digits) for split, figure in shown]
             sides_rows.append(row)
-        header = ["", "arithmetic", "steps", "processor seconds of training", "as a multiple of burnish's"]
+        header = ["", "arithmetic", "steps"]
+        for what in ("training", "epochs 2 and later")[: len(times)]:
+            header += [f"processor seconds of {what}", "as a multiple of burnish's"]
         header += [f"{figure}, {split}" for split, figure in shown]
         found = [table(header, sides_rows)] + ([table(["Without a network", ""], rows)] if rows else [])
         found += [examples(figure) for figure in of_side(results, "burnish")[0].get("shown", [])]
@@ -457,6 +479,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Measured], str], Callable[[Sequence[Res
     "textiles": (_TEXTILES, task_section(_TEXTILES, ("accuracy", "loss"), 3), check_task),
     "nuclei": (_NUCLEI, task_section(_NUCLEI, ("mean_iou", "loss"), 3), check_task),
     "composites": (_COMPOSITES, task_section(_COMPOSITES, ("map_50", "map"), 3), check_task),
+    "prompts": (_PROMPTS, task_section(_PROMPTS, ("wer", "loss"), 3, (cpu, later)), check_task),
     "gpt3": (_GPT3, pretraining_section(_GPT3, "bits_per_byte"), no_checks),
     "bert": (_BERT, pretraining_section(_BERT, "accuracy"), no_checks),
 }

@@ -44,6 +44,7 @@ RECIPE_OF = {
     "textiles": "dinov2-textiles.yaml",
     "nuclei": "segformer-nuclei.yaml",
     "composites": "rt-detr-composites.yaml",
+    "prompts": "whisper-prompts.yaml",
     "gpt3": "gpt3-prose.yaml",
     "bert": "bert-prose.yaml",
 }
@@ -56,6 +57,7 @@ ASSETS = {
     "textiles": ("textiles", "dinov2-small"),
     "nuclei": ("nuclei",),
     "composites": ("composites", "dinov2-small"),
+    "prompts": ("asterisk", "whisper-tiny-en"),
     "gpt3": ("prose",),
     "bert": ("prose",),
 }
@@ -76,6 +78,10 @@ QUICK_SETTINGS: dict[str, dict[str, Any]] = {
     "textiles": {"train": {"length": "2 steps"}},
     "nuclei": {"train": {"length": "2 steps"}},
     "composites": {"train": {"length": "2 steps"}},
+    "prompts": {
+        "data": {"train": ".assets/asterisk/test", "test": [], "holdout": "5%"},
+        "train": {"length": "2 steps"},
+    },
     "gpt3": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "gpt3-nano", "vocab_size": 512}},
     "bert": {"train": {"length": "2 steps", "sequence": 64}, "model": {"preset": "bert-nano", "vocab_size": 512}},
 }
@@ -94,6 +100,11 @@ LIGHTER_SETTINGS: dict[str, dict[str, Any]] = {
         "train": {"length": "110 steps"},
         "augment": {"flip": "none"},
         "freeze": {"views": 1},
+    },
+    # two epochs; nothing is held out of the prompts that train, since others are there to be judged by
+    "prompts": {
+        "data": {"validation": ".assets/asterisk/test", "test": []},
+        "train": {"length": "2 epochs"},
     },
 }
 LIGHTER_TEST_ROWS = 2000
@@ -135,8 +146,8 @@ def text_task(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Re
     return beside_trainer.interleave(recipe, sides=sides, seeds=seeds, threads=threads, say=say)
 
 
-def image_task(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
-    """Return the results of burnish and Trainer on a task about images."""
+def media_task(recipe: Path, *, seeds: int, threads: int, quick: bool) -> list[Result]:
+    """Return the results of burnish and Trainer on a task about images or sounds."""
     more = (beside_trainer.SAME_TIME,) if resolve(str(recipe), {})[1].name == "object-detection" else ()
     sides = (*beside_trainer.SIDES, *more)
     return beside_trainer.interleave(recipe, sides=sides, seeds=seeds, threads=threads, say=say)
@@ -156,18 +167,19 @@ BENCHMARKS: dict[str, Callable[..., list[Result]]] = {
     "sentiment": sentiment,
     "questions": text_task,
     "translation": text_task,
-    "clothes": image_task,
-    "textiles": image_task,
-    "nuclei": image_task,
-    "composites": image_task,
+    "clothes": media_task,
+    "textiles": media_task,
+    "nuclei": media_task,
+    "composites": media_task,
+    "prompts": media_task,
     "gpt3": pretrained,
     "bert": pretrained,
 }
 
 
 def shrunk(recipe: Path, folder: Path, settings: dict[str, Any]) -> Path:
-    """Return a recipe like another, with the first rows of its data only, of images all of them, and other settings."""
-    if resolve(str(recipe), {})[1].reads == "images":
+    """Return a recipe like another, with the first rows of its data only, of images and sounds all, and other settings."""
+    if resolve(str(recipe), {})[1].reads in beside_trainer.MEDIA:
         return lightened(recipe, folder, settings)
     values = normalise(read_recipe(recipe))
     split = read_split(recipe)

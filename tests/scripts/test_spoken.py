@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sys
+from itertools import combinations
+
+import pytest
 
 from helpers import ROOT
 
@@ -24,10 +28,23 @@ def test_word_orders_and_voices_are_held_out() -> None:
     )
     heard = [text for voice in range(4) for text in spoken.drawn(400, voice)]
     assert not (set(asked) & set(known)) and not (set(asked) & set(heard))
-    assert not set(spoken.VOICES["train"]) & set(spoken.VOICES["test"])
     assert {word for text in asked for word in text.split()} <= {word for text in heard for word in text.split()}
+    for voices in (spoken.FLITE, spoken.ESPEAK):
+        assert all(not set(voices[one]) & set(voices[other]) for one, other in combinations(voices, 2))
 
 
-def test_sentences_follow_from_the_seed() -> None:
-    for said in (spoken.drawn, lambda count, seed: spoken.commanded("test", count, seed)):
-        assert list(said(20, 1)) == list(said(20, 1)) != list(said(20, 2))
+def test_speakers_that_are_held_out_have_no_kin_in_training() -> None:
+    """Numbered voices of one name are variations of one; `f1` and `m1` are different speakers."""
+    family = lambda name: name if len(name) == 2 else name.rstrip("0123456789")  # noqa: E731
+    kin = {part: set(map(family, names)) for part, names in spoken.ESPEAK.items()}
+    assert not kin["train"] & (kin["validation"] | kin["test"])
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_sentences_and_voices_follow_from_the_seed(part: str) -> None:
+    jobs = list(spoken.jobs(part, ROOT, random.Random(part)))
+    assert jobs == list(spoken.jobs(part, ROOT, random.Random(part)))
+    assert len(jobs) == len({job["file"] for job in jobs}) == spoken.ESPEAK_COUNTS[part] * len(spoken.ESPEAK[part])
+    texts = {job["text"] for job in jobs}
+    assert len(texts) > 0.9 * len(jobs) or part == "test"
+    assert all((order_of(text) in spoken.ORDERS["test"]) == (part == "test") for text in texts)

@@ -18,6 +18,7 @@ from burnish.data.augment_sounds import varied
 from burnish.data.tokenizer import train_tokenizer
 from burnish.errors import UserError
 from burnish.generate.ctc import WordModel, beam_search
+from burnish.inference import open_model
 from burnish.tasks.speech_recognition import _Writing, pieces
 from helpers import apart, first_step, session_of, trained, weights_of
 from tasks.test_audio_classification import _WAVE
@@ -208,3 +209,15 @@ def test_long_sounds_are_cut_where_it_is_quiet(tmp_path: Path) -> None:
     cuts = pieces(loud, RATE, 10)
     assert cuts[0] == (0, pytest.approx(9.1 * RATE, abs=RATE // 10))
     assert cuts[-1][1] == len(loud) and all(a[1] == b[0] and a[1] - a[0] <= 10 * RATE for a, b in pairwise(cuts))
+
+
+@pytest.mark.parametrize("kind", ["whisper", "moonshine"])
+def test_what_a_decoder_writes_has_a_time_for_each_word(kind: str, tmp_path: Path) -> None:
+    """Over two pieces of a sound: the words are the text's, one after another, within the sound."""
+    model = open_model(made(kind, tmp_path), TASK, {"task": {"seconds": 2}})
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE).astype(np.float32)
+    asked = {"audio": {"array": sound, "sampling_rate": RATE}}
+    [answer] = model.predict([asked], {"max_tokens": 12}, 0)
+    assert answer["text"].split() == [word for chunk in answer["chunks"] for word in chunk["text"].split()]
+    times = [second for chunk in answer["chunks"] for second in (chunk["start"], chunk["end"])]
+    assert len(answer["chunks"]) > 1 and times == sorted(times) and times[0] >= 0 and times[-1] <= 3

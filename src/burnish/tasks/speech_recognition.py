@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from burnish.data.sounds import Sound
 from burnish.data.spelling import plain, tidy
 from burnish.data.tokenizer import filled_up
 from burnish.errors import UserError
+from burnish.generate.alignment import begins
 from burnish.generate.ctc import beam_search, best_path, words_of
 from burnish.task import Batch, Example, Records, Row, Task
 from burnish.tasks.sounds import AudioTask
@@ -33,6 +35,8 @@ _MOMENT = 0.1
 _SHOWN = 20
 #: Most tokens of an answer in evaluations: this many for each of the longest reference, and some more.
 _LONGEST, _LEAST = 2, 20
+#: How tokenizers write the blank before a word.
+_BLANKS = ("Ġ", "▁")
 #: Where the multilingual ones of Whisper's vocabularies begin.
 _MULTILINGUAL = 51_865
 
@@ -261,19 +265,19 @@ class Recognition(AudioTask):
         answers = []
         with Decoders(1, self.rate, _MOST_SECONDS) as decoders:
             for sound, samples in self.asked_media(asked, decoders, "sound"):
-                chunks = [
-                    chunk
+                said = [
+                    self._said(model, sound, samples[start:end], start / self.rate, settings)
                     for start, end in pieces(samples, self.rate, self.seconds)
-                    for chunk in self._chunks(model, sound, samples[start:end], start / self.rate, settings)
                 ]
-                text = " ".join(chunk["text"] for chunk in chunks)
+                text = " ".join(text for text, _ in said if text)
+                chunks = [chunk for _, some in said for chunk in some]
                 answers.append({"audio": sound.name, "text": text, "chunks": chunks})
         return answers
 
-    def _chunks(
+    def _said(
         self, model: Any, sound: Sound, samples: np.ndarray, start: float, settings: GenerateSettings
-    ) -> list[dict[str, Any]]:
-        """Return the words of a piece of a sound, each with the seconds between which it is said.
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """Return the text of a piece of a sound, and its words, each with the seconds between which it is said.
 
         Args:
             start: of the piece, in seconds.
@@ -290,11 +294,11 @@ class Recognition(AudioTask):
             given = scores, self.blank, settings.beams, self.spell, between, judge, settings.words_weight
             text = self.spell(beam_search(*given))
             times = (start, start + len(samples) / self.rate)
-            return [_chunk(text, *times)] if text else []
+            return text, [_chunk(text, *times)] if text else []
         refuse_unused(
             "generate", settings, ("words", "words_weight"), "only beams are judged by words; give --generate.beams."
         )
-        ids, begins = best_path(scores, self.blank)
+        ids, frames = best_path(scores, self.blank)
         second, found = len(samples) / self.rate / len(scores), []
         word: list[int] = []
         between = getattr(self.words, "word_delimiter_token_id", None)
@@ -303,9 +307,9 @@ class Recognition(AudioTask):
                 word.append(place)
             elif word:
                 text = self.spell([ids[one] for one in word])
-                found.append(_chunk(text, start + begins[word[0]] * second, start + (begins[word[-1]] + 1) * second))
+                found.append(_chunk(text, start + frames[word[0]] * second, start + (frames[word[-1]] + 1) * second))
                 word = []
-        return found
+        return " ".join(chunk["text"] for chunk in found), found
 
 
 class _Writing(Recognition):
@@ -402,7 +406,7 @@ class _Writing(Recognition):
     def score(self, model: Any, batch: Batch) -> Records:
         from burnish.models.logits import losses
 
-        inputs = {"decoder_input_ids": batch.inputs["decoder_input_ids"], **self._encoded(model, batch)}
+        inputs = {"decoder_input_ids": batch.inputs["decoder_input_ids"], **self._encoded_once(model, batch)}
         nats = losses(model, inputs, batch.targets["labels"], batch.targets["places"]).double().cpu().numpy()
         row, rows = batch.targets["row"].cpu().numpy(), len(batch.inputs["decoder_input_ids"])
         sums = {"nats": np.bincount(row, nats, rows), "targets": np.bincount(row, minlength=rows)}
@@ -412,19 +416,23 @@ class _Writing(Recognition):
         longest = int(batch.targets["row"].bincount().max())
         settings = GenerateSettings(max_tokens=_LEAST + _LONGEST * longest)
         rows = len(batch.inputs["decoder_input_ids"])
-        heard, self._heard = self._encoded(model, batch), None
-        return {"answer": _objects(self._written(model, heard, rows, settings))}
+        heard, self._heard = self._encoded_once(model, batch), None
+        return {"answer": _objects(list(map(self.spell, self._written(model, heard, rows, settings))))}
 
-    def _encoded(self, model: Any, batch: Batch) -> dict[str, Any]:
-        """Return what the encoder makes of a batch, which is scored and then written of, as the model takes it."""
+    def _encoded_once(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """Return what the encoder makes of a batch, which is scored and then written of."""
         if self._heard is None or self._heard[0] is not batch:
-            heard = {name: value for name, value in batch.inputs.items() if name != "decoder_input_ids"}
-            mask = {name: value for name, value in heard.items() if name == "attention_mask"}
-            self._heard = batch, {"encoder_outputs": model.get_encoder()(**heard), **mask}
+            inputs = {name: value for name, value in batch.inputs.items() if name != "decoder_input_ids"}
+            self._heard = batch, self._encoded(model, inputs)
         return self._heard[1]
 
-    def _written(self, model: Any, heard: Mapping[str, Any], rows: int, settings: GenerateSettings) -> list[str]:
-        """Return what the model writes of each of some rows that it hears."""
+    def _encoded(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the encoder makes of sounds, as the model takes it."""
+        mask = {name: value for name, value in inputs.items() if name == "attention_mask"}
+        return {"encoder_outputs": model.get_encoder()(**inputs), **mask}
+
+    def _written(self, model: Any, heard: Mapping[str, Any], rows: int, settings: GenerateSettings) -> list[list[int]]:
+        """Return the tokens that the model writes of each of some rows that it hears."""
         import torch
         from transformers import GenerationMixin
 
@@ -435,19 +443,38 @@ class _Writing(Recognition):
         config = generation_config(model, self.words, settings, most, 0.0)
         special = set(self.words.all_special_ids) | {*self.words.get_added_vocab().values()}
         config.suppress_tokens = [*(config.suppress_tokens or []), *sorted(special - {self.words.eos_token_id})] or None
-        begins = torch.tensor([self.before] * rows, device=model.device)
+        first = torch.tensor([self.before] * rows, device=model.device)
         with torch.inference_mode(), quiet():  # transformers' own of any model: Whisper's has rules beside these
-            output = GenerationMixin.generate(model, **heard, decoder_input_ids=begins, generation_config=config)
-        return [self.spell(ids) for ids in output[:, len(self.before) :].tolist()]
+            output = GenerationMixin.generate(model, **heard, decoder_input_ids=first, generation_config=config)
+        ends = {self.words.eos_token_id, self.words.pad_token_id}
+        answers = output[:, len(self.before) :].tolist()
+        return [list(takewhile(lambda token: token not in ends, ids)) for ids in answers]
 
-    def _chunks(
+    def _said(
         self, model: Any, sound: Sound, samples: np.ndarray, start: float, settings: GenerateSettings
-    ) -> list[dict[str, Any]]:
-        """Return the text of a piece of a sound with the seconds between which it is said."""
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """Return the text of a piece of a sound, and its words as blanks set them apart, each with its seconds."""
+        import torch
+
         refuse_unused("generate", settings, ("words", "words_weight"), "only CTC is judged by words. Leave it out.")
         inputs = {name: value.to(model.device) for name, value in self.inputs([self.whole(sound, samples)]).items()}
-        [text] = self._written(model, inputs, 1, settings)
-        return [_chunk(text, start, start + len(samples) / self.rate)] if text else []
+        with torch.inference_mode():
+            heard = self._encoded(model, inputs)
+        [ids] = self._written(model, heard, 1, settings)
+        if not self.spell(ids):
+            return "", []
+        frames = heard["encoder_outputs"][0].shape[1]
+        second = (self.extractor.n_samples if self.window else len(samples)) / self.rate / frames
+        sounding = min(frames, math.ceil(len(samples) / self.rate / second))
+        times = [start + second * frame for frame in begins(model, heard, self.before, ids, sounding)]
+        words = [(self.spell(ids[first:end]), times[first], times[end]) for first, end in self._words(ids)]
+        return self.spell(ids), [_chunk(*word) for word in words if word[0]]
+
+    def _words(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Return between which tokens each word stands: a token that begins with a blank begins a word."""
+        tokens = self.words.convert_ids_to_tokens(list(ids))
+        starts = [place for place, token in enumerate(tokens) if not place or token.startswith(_BLANKS)]
+        return list(pairwise([*starts, len(ids)]))
 
 
 class SpeechRecognition(Recognition):
