@@ -7,10 +7,14 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from burnish.terminal import Terminal
+from forks import forks
 
 if TYPE_CHECKING:
     from burnish.session import Session
@@ -160,13 +164,21 @@ LM = [
 CLASSIFY = ["train", "text-classification", "--train.batch", "8", "--train.precision", "fp32", "--optim.lr", "1e-3"]
 
 
-def burnish(*arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None, timeout: float = 300):
-    """Run the command line in a fresh process and return the finished process."""
+#: Runs the command line.
+COMMAND = "import sys; from burnish.cli import main; main(sys.argv[1:])"
+
+
+def burnish(
+    *arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None, fresh: bool = False
+) -> subprocess.CompletedProcess:
+    """Run the command line and return the finished process, with `fresh` or another environment a wholly new one."""
+    if not (fresh or env):
+        return forks().run(COMMAND, *arguments, cwd=cwd)
     return subprocess.run(
         [sys.executable, "-m", "burnish", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=300,
         cwd=cwd,
         env={**os.environ, **(env or {})},
     )
@@ -196,7 +208,6 @@ def session_of(task: str, folder: Path, /, **settings: Any) -> Session:
     from burnish.api import resolve
     from burnish.run import RunFolder
     from burnish.session import Session
-    from burnish.terminal import Terminal
 
     config, task_class, _ = resolve(task, {"run": {"dir": str(folder)}, **settings})
     session = Session(config, task_class, RunFolder(folder), Terminal(quiet=True))
@@ -217,16 +228,30 @@ def trained(task: str, folder: Path, /, **settings: Any) -> Session:
     return session
 
 
+class StopAfter(Terminal):
+    """Prints nothing, and asks the run to stop by SIGTERM after a step."""
+
+    def __init__(self, step: int):
+        super().__init__(quiet=True)
+        self.step = step
+
+    def advance(self, done: int, note: str = "") -> None:
+        if done == self.step:
+            signal.raise_signal(signal.SIGTERM)
+
+
 def weights_of(session: Session) -> dict[str, Any]:
     """Return copies of a run's exact weights."""
     return {name: value.detach().clone() for name, value in session.job.weights.exact.items()}
 
 
 def said_by_card(folder: Path) -> str:
-    """Return what the code for plain transformers prints that a run's card gives."""
-    code = re.findall(r"```python\n(.*?)```", (folder / "card.md").read_text(), re.S)[-1]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    """Run the code that a run's card gives and return what the last of it, for plain transformers, prints."""
+    done = None
+    for code in re.findall(r"```python\n(.*?)```", (folder / "card.md").read_text(), re.S):
+        done = forks().run(code)
+        assert done.returncode == 0, done.stderr
+    assert done is not None
     return done.stdout
 
 

@@ -32,7 +32,7 @@ def test_importing_and_help_do_not_import_torch() -> None:
     "verb", [[], ["train"], ["train", "text-generation"], ["evaluate"], ["predict"], ["assist"], ["info"]]
 )
 def test_every_verb_has_help(verb: list[str]) -> None:
-    done = burnish(*verb, "--help")
+    done = burnish(*verb, "--help", fresh=True)
     assert done.returncode == 0 and len(done.stdout) > 200 and done.stderr == ""
 
 
@@ -67,7 +67,7 @@ def test_the_published_gpt2_is_planned_with_its_published_size(text_file: Path, 
 def test_a_whole_life(text_file: Path, tmp_path: Path) -> None:
     """Train, find it finished, evaluate, predict from text, file and standard input, with JSON for scripts."""
     command = [*LM, "--data.train", text_file, "--train.length", "6 steps"]
-    first = burnish(*command, "--json", cwd=tmp_path)
+    first = burnish(*command, "--json", cwd=tmp_path, fresh=True)
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert result["run"] == "runs/river" and 0 < result["validation"]["bits_per_byte"] < 10

@@ -10,10 +10,11 @@ import torch
 
 import burnish
 from burnish.config import TaskSettings, config_class, explained
-from burnish.engine import checkpoint
+from burnish.errors import Stopped
 from burnish.task import find_task, registry
 from burnish.terminal import Terminal
-from helpers import first_step, result_of, session_of
+from forks import forks
+from helpers import StopAfter, first_step, result_of, session_of
 
 QUIET = Terminal(quiet=True)
 ASKED: dict[str, list] = {
@@ -56,25 +57,25 @@ def toy(
     songs_folder: Path,
 ) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
-    return {
+    problems: dict[str, dict] = {
         "text-generation": {
             "model": {"preset": "gpt2-nano", "vocab_size": 300},
             "data": {"train": str(text_file)},
-            "train": {"length": "60 steps", "batch": 8, "sequence": 32, "precision": "fp32", "dropout": 0.1},
+            "train": {"length": "30 steps", "batch": 8, "sequence": 32, "dropout": 0.1},
             "optim": {"lr": 3e-3},
             "generate": {"max_tokens": 4},
         },
         "fill-mask": {
             "model": {"preset": "bert-nano", "vocab_size": 300},
             "data": {"train": str(text_file)},
-            "train": {"length": "80 steps", "batch": 8, "sequence": 32, "precision": "fp32"},
+            "train": {"length": "30 steps", "batch": 8, "sequence": 32},
             "optim": {"lr": 3e-3},
         },
         **{
             name: {
                 "model": {"preset": preset, "vocab_size": 300},
                 "data": {"train": str(words_file)},
-                "train": {"length": "60 steps", "batch": 8, "sequence": 32, "precision": "fp32"},
+                "train": {"length": "30 steps", "batch": 8, "sequence": 32},
                 "optim": {"lr": 3e-3},
             }
             for name, preset in (("translation", "transformer-nano"), ("summarization", "t5-nano"))
@@ -82,13 +83,13 @@ def toy(
         "reward-modeling": {
             "model": {"path": str(tiny_bert)},
             "data": {"train": str(pairs_file), "prompt": "prompt"},
-            "train": {"length": "30 steps", "batch": 8, "precision": "fp32", "evaluate_every": "10 steps"},
+            "train": {"length": "30 steps", "batch": 8},
             "optim": {"lr": 5e-3},
         },
         "sentence-similarity": {
             "model": {"path": str(tiny_bert)},
             "data": {"train": str(alike_file)},
-            "train": {"length": "30 steps", "batch": 8, "micro_batch": 3, "precision": "fp32"},
+            "train": {"length": "30 steps", "batch": 8, "micro_batch": 3},
             "optim": {"lr": 2e-3},
         },
         "audio-classification": {
@@ -96,7 +97,7 @@ def toy(
             "data": {"train": str(tones_folder)},
             "task": {"seconds": 2},
             "augment": {"noise": 0.1, "gain": 6, "speed": 0.1, "mask_time": 0.1, "mask_frequency": 0.1},
-            "train": {"length": "22 steps", "batch": 8, "precision": "fp32", "evaluate_every": "22 steps"},
+            "train": {"length": "22 steps", "batch": 8},
             "optim": {"lr": 1e-3},
         },
         "automatic-speech-recognition": {
@@ -104,21 +105,21 @@ def toy(
             "data": {"train": str(songs_folder), "group": "singer", "holdout": "20%"},
             "task": {"seconds": 2},
             "augment": {"noise": 0.1, "speed": 0.1, "mask_frequency": 0.05},
-            "train": {"length": "22 steps", "batch": 8, "precision": "fp32", "evaluate_every": "22 steps"},
+            "train": {"length": "22 steps", "batch": 8},
             "optim": {"lr": 2e-3},
         },
         "text-to-speech": {
             "model": {"preset": "fastspeech-nano"},
             "data": {"train": str(songs_folder)},
             "task": {"seconds": 2},
-            "train": {"length": "24 steps", "batch": 8, "precision": "fp32", "evaluate_every": "24 steps"},
+            "train": {"length": "24 steps", "batch": 8},
             "optim": {"lr": 2e-3},
         },
         "image-classification": {
             "model": {"preset": "vit-nano", "image_size": 16},
             "data": {"train": str(shapes_folder)},
             "augment": {"flip": "both", "shift": 0.1, "color": 0.2, "mixup": 0.1},
-            "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
+            "train": {"length": "30 steps", "batch": 16},
             "optim": {"lr": 2e-3},
         },
         "object-detection": {
@@ -126,55 +127,51 @@ def toy(
             "data": {"train": str(boxes_folder)},
             "task": {"tile": 40},
             "augment": {"flip": "both", "crop": 0.9},
-            "train": {"length": "40 steps", "batch": 16, "precision": "fp32"},
+            "train": {"length": "30 steps", "batch": 16},
             "optim": {"lr": 2e-3},
         },
         "image-segmentation": {
             "model": {"preset": "segformer-nano", "image_size": 32},
             "data": {"train": str(patches_folder)},
             "augment": {"flip": "both", "shift": 0.1, "color": 0.2},
-            "train": {"length": "40 steps", "batch": 8, "precision": "fp32"},
+            "train": {"length": "30 steps", "batch": 8},
             "optim": {"lr": 3e-3},
         },
         "image-segmentation/objects": {
             "model": {"preset": "mask2former-nano", "image_size": 64},
             "data": {"train": str(patches_folder)},
             "augment": {"flip": "both", "shift": 0.1, "color": 0.2},
-            "train": {"length": "24 steps", "batch": 4, "precision": "fp32"},
+            "train": {"length": "24 steps", "batch": 4},
             "optim": {"lr": 2e-3},
         },
         "text-classification": {
             "model": {"path": str(tiny_bert)},
             "data": {"train": str(reviews_file)},
-            "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
+            "train": {"length": "60 steps", "batch": 16},
             "optim": {"lr": 5e-3},
         },
         "preference-tuning": {
             "model": {"preset": "gpt2-nano", "vocab_size": 300},
             "data": {"train": str(pairs_file), "prompt": "prompt"},
-            "train": {
-                "length": "24 steps",
-                "batch": 8,
-                "sequence": 64,
-                "precision": "fp32",
-                "evaluate_every": "12 steps",
-            },
+            "train": {"length": "24 steps", "batch": 8, "sequence": 64},
             "optim": {"lr": 1e-3},
             "generate": {"max_tokens": 4},
         },
         "question-answering": {
             "model": {"path": str(tiny_bert)},
             "data": {"train": str(questions_file)},
-            "train": {"length": "80 steps", "batch": 16, "precision": "fp32", "sequence": 32},
+            "train": {"length": "30 steps", "batch": 16, "sequence": 32},
             "optim": {"lr": 5e-3},
         },
         "token-classification": {
             "model": {"path": str(tiny_bert)},
             "data": {"train": str(tagged_file)},
-            "train": {"length": "60 steps", "batch": 16, "precision": "fp32"},
+            "train": {"length": "30 steps", "batch": 16},
             "optim": {"lr": 5e-3},
         },
     }
+    always = {"precision": "fp32", "evaluate_every": "20 steps"}
+    return {name: {**given, "train": always | given["train"]} for name, given in problems.items()}
 
 
 def asked_of(name: str, toy: dict[str, dict]) -> list:
@@ -211,21 +208,11 @@ class TestTask:
         measured = METRICS.get(name) or set(registry()[name].metric_names)
         assert set(first.metrics["validation"]) == measured
 
-        stopped = burnish.train(
-            task_of(name),
-            terminal=QUIET,
-            run={"dir": str(tmp_path / "stopped")},
-            checkpoint={"every": 20, "keep": 99},
-            **toy[name],
-        )
-        assert result_of(stopped.path) == result_of(first.path), "not deterministic"
-        folder = stopped.path / "checkpoints"
-        for step in checkpoint.steps(folder):
-            if step > 20:
-                checkpoint.retire(checkpoint.path_of(folder, step))
-        stopped.folder.metrics.unlink()
-        resumed = burnish.train(task_of(name), terminal=QUIET, run={"dir": str(tmp_path / "stopped")}, **toy[name])
-        assert result_of(resumed.path) == result_of(first.path), "does not resume bit-equal"
+        folder = tmp_path / "stopped"
+        with pytest.raises(Stopped, match="saved at step 20"):
+            burnish.train(task_of(name), terminal=StopAfter(20), run={"dir": str(folder)}, **toy[name])
+        resumed = burnish.train(task_of(name), terminal=QUIET, run={"dir": str(folder)}, **toy[name])
+        assert result_of(resumed.path) == result_of(first.path), "not deterministic, or does not resume bit-equal"
 
         asked = asked_of(name, toy)
         answers = resumed.predict(asked)
@@ -253,27 +240,25 @@ class TestTask:
         The weights are shaken first: a fresh model says the same of every row, so that gradients of comparisons cancel.
         """
         wanted = None
-        for micro_batch, packing in ((8, "auto"), (3, "auto"), (1, "auto"), (8, "off")):
+        for packing, micro_batches in (("auto", (8, 3, 1)), ("off", (8,))):
             given = {**toy[name], "train": {**toy[name]["train"], "batch": 8, "dropout": 0}}
-            given["train"] |= {"micro_batch": micro_batch, "packing": packing}
+            given["train"] |= {"micro_batch": 8, "packing": packing}
             session = session_of(task_of(name), tmp_path / "run", **given)
             session.join()
             draw = torch.Generator().manual_seed(0)
             with torch.no_grad():
                 for value in session.job.model.parameters():
                     value += 0.1 * torch.randn(value.shape, generator=draw)
-            loss, gradient = first_step(session)
-            if wanted is None:
-                wanted = loss, gradient
-            assert float(loss) == pytest.approx(float(wanted[0]), rel=1e-5)
-            assert float((gradient - wanted[1]).norm() / wanted[1].norm()) <= 1e-5, (micro_batch, packing)
+            for micro_batch in micro_batches:
+                session.job.loader.micro_batch = micro_batch
+                loss, gradient = first_step(session)
+                wanted = wanted or (float(loss), gradient)
+                assert float(loss) == pytest.approx(wanted[0], rel=1e-5)
+                assert float((gradient - wanted[1]).norm() / wanted[1].norm()) <= 1e-5, (micro_batch, packing)
 
 
 def test_another_task_needs_one_file_and_no_edit(tmp_path: Path, reviews_file: Path, tiny_bert: Path) -> None:
     """A task dropped into the tasks folder is found, has its settings on the command line, and trains."""
-    import subprocess
-    import sys
-
     import burnish.tasks
 
     source = Path(burnish.tasks.__path__[0]) / "text_classification.py"
@@ -287,6 +272,6 @@ def test_another_task_needs_one_file_and_no_edit(tmp_path: Path, reviews_file: P
         f"main(['train', 'mood-classification', '--model', {str(tiny_bert)!r}, '--data.train', {str(reviews_file)!r},"
         f" '--train.length', '4 steps', '--run.dir', {str(tmp_path / 'run')!r}])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = forks().run(code)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.html").exists()

@@ -4,39 +4,53 @@ from __future__ import annotations
 
 import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from burnish.engine import checkpoint
-from helpers import CLASSIFY, LM, burnish, result_of
+from forks import forks
+from helpers import CLASSIFY, COMMAND, LM, burnish, result_of
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_killed_at_every_file_operation(trial, text_file: Path, tmp_path: Path, part: int) -> None:
-    """A2: every operation of a run with three saves, one of which removes an old checkpoint. A quarter per test."""
+def _state(folder: Path) -> set[tuple]:
+    """Return what tells whether anything in a run folder was changed; its log is only for people."""
+    found = [(path, path.stat()) for path in folder.rglob("*") if path.name != "log.txt"]
+    return {(path, stat.st_ino, not path.is_dir() and (stat.st_size, stat.st_mtime_ns)) for path, stat in found}
+
+
+def test_killed_at_every_file_operation(text_file: Path, tmp_path: Path) -> None:
+    """A2: every operation of a run with three saves, one of which removes an old checkpoint.
+
+    The run stands still before each of its operations. What lies in its folder then is what a kill would leave; wherever
+    that is not what the operation before would have left, a copy of it goes on to the end.
+    """
     command = [
         *LM, "--data.train", text_file, "--train.length", "6 steps", "--checkpoint.every", "2", "--checkpoint.keep", "2",
-        "--train.evaluate-every", "3",
+        "--train.evaluate-every", "3", "--run.dir",
     ]  # fmt: skip
-    undisturbed = trial(tmp_path / "whole", *command)
-    assert undisturbed["status"] == 0
-    expected = result_of(tmp_path / "whole")
-    operations = undisturbed["operations"]
-    assert 60 <= operations <= 400
-    for point in range(1 + part, operations + 1, 4):
-        folder = tmp_path / f"killed-{point}"
-        assert trial(folder, *command, kill_at=point)["status"] == -signal.SIGKILL
-        committed = checkpoint.steps(folder / "checkpoints")
-        assert all(checkpoint.verify(checkpoint.path_of(folder / "checkpoints", step)) for step in committed)
-        assert trial(folder, *command)["status"] == 0, f"does not continue after a kill at operation {point}"
-        assert result_of(folder) == expected, f"differs after a kill at operation {point}"
-        left = [path for path in folder.rglob("*") if path.name.startswith((".tmp-", ".del-", ".old-"))]
-        assert left == [], f"left behind after a kill at operation {point}"
+    whole, folder, killed = tmp_path / "whole", tmp_path / "run", tmp_path / "killed"
+    assert burnish(*command, whole).returncode == 0
+    expected = result_of(whole)
+    operations, states, before = 0, 0, set()
+    for _ in forks().operations(COMMAND, *command, folder, folder=folder):
+        operations += 1
+        if (state := _state(folder)) == before:
+            continue
+        before, states = state, states + 1
+        shutil.copytree(folder, killed)
+        committed = checkpoint.steps(killed / "checkpoints")
+        assert all(checkpoint.verify(checkpoint.path_of(killed / "checkpoints", step)) for step in committed)
+        done = burnish(*command, killed)
+        assert done.returncode == 0, f"does not continue after a kill at operation {operations}: {done.stderr}"
+        assert result_of(killed) == expected, f"differs after a kill at operation {operations}"
+        left = [path for path in killed.rglob("*") if path.name.startswith((".tmp-", ".del-", ".old-"))]
+        assert left == [], f"left behind after a kill at operation {operations}"
+        shutil.rmtree(killed)
+    assert result_of(folder) == expected
+    assert 60 <= operations <= 400 and states >= 40
 
 
 def _killed_at_random(command: list[object], folder: Path, kills: int, seed: int) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ from burnish.tasks.question_answering import (
     judge,
 )
 from burnish.terminal import Terminal
-from helpers import ROOT, session_of, squad
+from helpers import ROOT, said_by_card, session_of, squad
 from helpers import burnish as command
 
 QUIET = Terminal(quiet=True)
@@ -266,10 +263,7 @@ def test_a_trained_model_answers_from_long_contexts_and_knows_when_not_to(
             {"question": "Was the king good?", "context": "the old stone sees a river"},
         ]
     )
-    card = (tmp_path / "run" / "card.md").read_text()
-    for code in re.findall(r"```python\n(.*?)```", card, re.S):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    assert said_by_card(run.path)
     start = context.index("great")
     assert [(a["answer"], a["start"], a["end"]) for a in answers] == [("great", start, start + 5), ("", 0, 0)]
     assert all(0 < a["score"] <= 1 and a["question"] == "Was the king good?" for a in answers)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from burnish.models.load import make_config
 from burnish.models.own.fastspeech import FastSpeechForTextToSpectrogram, places_of
 from burnish.ops.griffin_lim import griffin_lim, magnitudes_of
 from burnish.tasks.text_to_speech import TextToSpeech
+from helpers import burnish as command
 from helpers import said_by_card, session_of
 from tones import HERTZ
 
@@ -109,18 +108,8 @@ def test_a_run_sings_what_it_learned(run: burnish.Run, tmp_path: Path) -> None:
     for part, letter in ((samples[: half - 800], "a"), (samples[half + 800 :], "d")):
         loudest = np.abs(np.fft.rfft(part)).argmax() * 16_000 / len(part)
         assert min(HERTZ, key=lambda known: abs(HERTZ[known] - loudest)) == letter
-    command = [
-        sys.executable,
-        "-m",
-        "burnish",
-        "predict",
-        str(run.path),
-        "ad",
-        "--generate.sounds",
-        str(tmp_path),
-        "--json",
-    ]
-    said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = command("predict", run.path, "ad", "--generate.sounds", tmp_path, "--json")
+    said = json.loads(done.stdout)
     assert "samples" not in said and Path(said["file"]).parent == tmp_path
     written, rate = soundfile.read(said["file"])
     assert rate == 16_000

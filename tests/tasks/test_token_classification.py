@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -25,7 +22,7 @@ from burnish.inference import Opened
 from burnish.task import Row
 from burnish.tasks.token_classification import TokenClassification, TokenClassificationSettings, best_tags, entities
 from burnish.terminal import Terminal
-from helpers import session_of
+from helpers import said_by_card, session_of
 
 QUIET = Terminal(quiet=True)
 SETTINGS = TokenClassificationSettings()
@@ -262,10 +259,7 @@ def test_a_trained_model_tags_texts_short_and_long(tmp_path: Path, tagged_file: 
         optim={"lr": 5e-3},
     )
     assert run.metrics["validation"]["f1"] > 0.9
-    card = (tmp_path / "run" / "card.md").read_text()
-    for code in re.findall(r"```python\n(.*?)```", card, re.S):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    assert said_by_card(run.path)
     text, words = "the old king sees a river", ["never", "king"] * 60
     answers = run.predict([text, {"tokens": words}])
     assert answers[0]["text"] == text
