@@ -427,7 +427,8 @@ def task_section(
 
 def examples(figure: dict[str, Any]) -> str:
     """Return the first rows of a table of the report."""
-    texts = [[" ".join(str(value).split()).replace("|", "\\|") for value in row] for row in figure["rows"][:6]]
+    plain = lambda value: f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).split())  # noqa: E731
+    texts = [[plain(value).replace("|", "\\|") for value in row] for row in figure["rows"][:6]]
     cut = [[text if len(text) <= 160 else f"{text[:157]}..." for text in row] for row in texts]
     first, *others = figure["columns"]
     return table([f"{figure['title']} of burnish's first run: {first}", *others], cut)
