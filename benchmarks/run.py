@@ -94,10 +94,10 @@ LIGHTER_SETTINGS: dict[str, dict[str, Any]] = {
     # a fifth of the photographs, the same split
     "textiles": {"data": {"train": ".assets/textiles/test", "test": []}},
     "nuclei": {"train": {"length": "200 steps"}, "augment": {"flip": "none", "rotate": 0.0, "color": 0.0}},
-    # the 300 photographs of its test side, split, not varied
+    # the 300 photographs of its test side, split, not varied; norms of each batch, as Trainer's are
     "composites": {
         "data": {"train": ".assets/composites/test", "test": [], "holdout": "20%"},
-        "train": {"length": "110 steps"},
+        "train": {"length": "110 steps", "norm_rows": 16},
         "augment": {"flip": "none"},
         "freeze": {"views": 1},
     },
