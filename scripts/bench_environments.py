@@ -35,7 +35,7 @@ def main() -> None:
             venv.create(folder, with_pip=True, clear=folder.exists())
         bootstrap.install_torch()
         bootstrap.say(f"installing {' '.join(packages)}")
-        bootstrap.pip("install", "-c", "constraints.txt", *packages)
+        bootstrap.install("-c", "constraints.txt", *packages)
         stamp.write_text(wanted)
 
 

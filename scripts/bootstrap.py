@@ -39,10 +39,12 @@ def main() -> None:
     if not PYTHON.is_file():
         say("making the environment in .venv")
         venv.create(VENV, with_pip=True, clear=VENV.exists())
-    pip("install", "--upgrade", "pip>=25.1")  # dependency groups need it
+    install("--upgrade", "pip>=25.1")  # dependency groups need it
     install_torch()
     say("installing burnish and its tools")
-    pip("install", "-c", "constraints.txt", "-e", ".", "--group", "dev")
+    install("-c", "constraints.txt", "-e", ".", "--group", "dev")
+    # Its exit code tells of files that are no Python of this version, such as templates.
+    subprocess.run([PYTHON, "-m", "compileall", "-q", "-j", "0", VENV], stdout=subprocess.DEVNULL)
     STAMP.write_text(wanted)
     say(f"ready in {time.monotonic() - started:.0f} s")
 
@@ -67,22 +69,26 @@ def install_torch() -> None:
     )
     if choice == "" and local.returncode == 0:
         say(f"installing {pinned} from a local wheel")
-        pip("install", pinned)
+        install(pinned)
     elif choice == "cuda" or (choice == "" and (shutil.which("nvidia-smi") or sys.platform == "darwin")):
         say(f"installing {pinned}, the registry's build")
-        pip("install", pinned)
+        install(pinned)
     else:
         say(f"installing {pinned}, the CPU build")
-        if not pip("install", pinned, "--index-url", CPU_INDEX, must=choice == "cpu"):
+        if not install(pinned, "--index-url", CPU_INDEX, must=choice == "cpu"):
             say("PyTorch's CPU index cannot be reached; taking the registry's build")
-            pip("install", pinned)
+            install(pinned)
 
 
-def pip(*arguments: str, must: bool = True) -> bool:
-    """Run pip in the environment and return whether it worked; where it must, end with its last words."""
-    done = subprocess.run([PYTHON, "-m", "pip", *arguments, *QUIET], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def install(*arguments: str, must: bool = True) -> bool:
+    """Let pip install in the environment and return whether it worked; where it must, end with its last words.
+
+    Bytecode comes last: pip would make it on one core, a file after the other.
+    """
+    command = [PYTHON, "-m", "pip", "install", "--no-compile", *arguments, *QUIET]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     if done.returncode and must:
-        sys.exit(f"pip {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+        sys.exit(f"pip install {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return done.returncode == 0
 
 
