@@ -135,8 +135,7 @@ def start(ragged_file: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in session.fit.model.named_parameters()}
 
 
-@pytest.mark.parametrize("packing", ["auto", "off"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("packing", "optimizer"), [("auto", "adamw"), ("off", "sgd")])
 def test_two_ranks_learn_what_one_learns(
     ragged_file: Path, tmp_path: Path, start: dict[str, torch.Tensor], packing: str, optimizer: str
 ) -> None:
@@ -194,20 +193,17 @@ def test_two_ranks_compare_and_ask_as_one_does(
     assert two.metrics["validation"] == pytest.approx(one.metrics["validation"], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"adapter": {"kind": "prompt", "tokens": 3}},
-        {"adapter": {"kind": "lora"}, "model": {"added_tokens": ["<user>"]}},
-    ],
-)
 def test_two_ranks_train_the_rows_of_new_tokens_as_one_does(
-    given: dict[str, Any], reviews_file: Path, tiny_bert: Path, tmp_path: Path
+    reviews_file: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
-    """The table of which they are rows is spread over the ranks, and so are they."""
-    given = given | {"model": {"path": str(tiny_bert), **given.get("model", {})}, "data": str(reviews_file)}
-    given["train"] = {"batch": 5, "micro_batch": 2, "length": "18 rows", "precision": "fp32", "dropout": 0.0}
-    given["optim"] = {"lr": 1e-3, "eps": 1e-6}
+    """The table of which they are rows is spread over the ranks, and so are they, and the matrices of an adapter."""
+    given: dict[str, Any] = {
+        "model": {"path": str(tiny_bert), "added_tokens": ["<user>"]},
+        "data": str(reviews_file),
+        "adapter": {"kind": "lora"},
+        "train": {"batch": 5, "micro_batch": 2, "length": "18 rows", "precision": "fp32", "dropout": 0.0},
+        "optim": {"lr": 1e-3, "eps": 1e-6},
+    }
     session = session_of("text-classification", tmp_path / "none", **given)
     start = merged(session.fit.model)
     assert start is not None
