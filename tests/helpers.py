@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,16 +229,16 @@ def trained(task: str, folder: Path, /, **settings: Any) -> Session:
     return session
 
 
-class StopAfter(Terminal):
-    """Prints nothing, and asks the run to stop by SIGTERM after a step."""
+class After(Terminal):
+    """Prints nothing, and after a step does something to the run that it belongs to: ask it to stop, by SIGTERM."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, action: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM)):
         super().__init__(quiet=True)
-        self.step = step
+        self.step, self.action = step, action
 
     def advance(self, done: int, note: str = "") -> None:
         if done == self.step:
-            signal.raise_signal(signal.SIGTERM)
+            self.action()
 
 
 def weights_of(session: Session) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from burnish.errors import Stopped
 from burnish.task import find_task, registry
 from burnish.terminal import Terminal
 from forks import forks
-from helpers import StopAfter, first_step, result_of, session_of
+from helpers import After, first_step, result_of, session_of
 
 QUIET = Terminal(quiet=True)
 ASKED: dict[str, list] = {
@@ -210,7 +210,7 @@ class TestTask:
 
         folder = tmp_path / "stopped"
         with pytest.raises(Stopped, match="saved at step 20"):
-            burnish.train(task_of(name), terminal=StopAfter(20), run={"dir": str(folder)}, **toy[name])
+            burnish.train(task_of(name), terminal=After(20), run={"dir": str(folder)}, **toy[name])
         resumed = burnish.train(task_of(name), terminal=QUIET, run={"dir": str(folder)}, **toy[name])
         assert result_of(resumed.path) == result_of(first.path), "not deterministic, or does not resume bit-equal"
 
