@@ -14,7 +14,7 @@ from burnish.run import RunFolder
 from burnish.session import Session
 from burnish.task import Batch
 from burnish.terminal import Terminal
-from helpers import sentiment_rows
+from helpers import apart, sentiment_rows, trained, weights_of
 
 TOLERANCE = 1e-5
 """Relative global L2 of the gradient in float32; measured noise is about fifty times below, the naive mean far above."""
@@ -139,28 +139,25 @@ def test_both_passes_of_a_comparison_see_the_same_dropout(alike_file: Path, tiny
     assert abs(gradient(session, cut(session, ragged(session), [8]))[0] / loss - 1) > 100 * TOLERANCE  # other masks
 
 
-@pytest.mark.parametrize("sizes", [4, 3, 1])
-def test_a_hundred_steps_stay_together(text_file: Path, tmp_path: Path, sizes: int) -> None:
+def test_a_hundred_steps_stay_together(text_file: Path, tmp_path: Path) -> None:
     """Loss of each of 100 steps and the weights after them, against one micro-batch per step; the last step is short."""
-    import burnish
 
-    def run(name: str, micro: int):
-        return burnish.train(
+    def run(micro_batch: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+        session = trained(
             "text-generation",
-            terminal=Terminal(quiet=True),
+            tmp_path / str(micro_batch),
             model={"preset": "gpt2-nano", "vocab_size": 300},
             data=str(text_file),
-            train={"length": "798 rows", "batch": 8, "micro_batch": micro, "sequence": 24, "precision": "fp32"},
-            generate={"max_tokens": 2},
-            run={"dir": str(tmp_path / name)},
-        )
+            train={
+                "length": "798 rows", "batch": 8, "micro_batch": micro_batch, "sequence": 24, "precision": "fp32",
+                "evaluate_every": "100 steps",
+            },
+        )  # fmt: skip
+        return [line["loss"] for line in session.folder.log_lines() if "loss" in line], weights_of(session)
 
-    from safetensors.torch import load_file
-
-    whole, split = run("whole", 8), run("split", sizes)
-    losses = [[line["loss"] for line in r.history if "loss" in line] for r in (whole, split)]
-    assert len(losses[0]) == 100
-    assert max(abs(b / a - 1) for a, b in zip(*losses, strict=True)) <= TOLERANCE
-    weights = [load_file(r.path / "model" / "model.safetensors") for r in (whole, split)]
-    distance = sum(float((weights[0][n] - weights[1][n]).square().sum()) for n in weights[0]) ** 0.5
-    assert distance / sum(float(w.square().sum()) for w in weights[0].values()) ** 0.5 <= 2 * TOLERANCE
+    losses, weights = run(8)
+    assert len(losses) == 100
+    for micro_batch in (3, 1):
+        found, changed = run(micro_batch)
+        assert max(abs(b / a - 1) for a, b in zip(losses, found, strict=True)) <= TOLERANCE
+        assert apart(changed, weights) <= 2 * TOLERANCE
