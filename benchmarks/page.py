@@ -361,7 +361,8 @@ Cell nuclei, 200 steps of the recipe without its varied images. {_IMAGES}"""
 _COMPOSITES = f"""## Object detection: a small RT-DETR over a frozen backbone
 
 300 photographs of textiles with pieces of clothing on them, a fifth of them held out, DINOv2's small model frozen, 110 steps of
-the recipe without its varied images, its norms by each batch (`train.norm_rows`) on all sides. `Trainer` learns by transformers' own loss. {_IMAGES}"""
+the recipe without its varied images, its norms by each batch (`train.norm_rows`) on all sides.
+`Trainer` learns by transformers' own loss. {_IMAGES}"""
 
 _PROMPTS = """## Speech recognition: Whisper with its encoder frozen
 
