@@ -252,7 +252,7 @@ def test_a_trained_model_answers_from_long_contexts_and_knows_when_not_to(
         model=str(tiny_bert),
         data=str(questions_file),
         run={"dir": str(tmp_path / "run")},
-        train={"length": "30 epochs", "precision": "fp32", "batch": 16},
+        train={"length": "30 epochs", "precision": "fp32", "batch": 16, "evaluate_every": "15 epochs"},
         optim={"lr": 5e-3},
     )
     assert run.metrics["validation"]["f1"] > 0.9 and "threshold" in run.metrics["decided"]

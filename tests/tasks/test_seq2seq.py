@@ -104,7 +104,7 @@ def test_it_learns_to_turn_words_around(tmp_path: Path) -> None:
         preset="transformer-nano",
         model={"vocab_size": 300},
         data={"train": str(path), "validation": str(path)},
-        train={"length": "220 steps", "batch": 15, "precision": "fp32"},
+        train={"length": "220 steps", "batch": 15, "precision": "fp32", "evaluate_every": "220 steps"},
         optim={"lr": 2e-3},
         run={"dir": str(tmp_path / "run"), "threads": 1},
     )
@@ -229,7 +229,7 @@ def test_a_decoder_turns_words_around(tmp_path: Path) -> None:
         preset="gpt2-nano",
         model={"vocab_size": 300},
         data={"train": str(path), "validation": str(path)},
-        train={"length": "150 steps", "batch": 15, "precision": "fp32", "sequence": 32},
+        train={"length": "150 steps", "batch": 15, "precision": "fp32", "sequence": 32, "evaluate_every": "150 steps"},
         optim={"lr": 3e-3},
         run={"dir": str(tmp_path / "run"), "threads": 1},
     )
