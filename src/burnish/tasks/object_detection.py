@@ -359,7 +359,7 @@ class ObjectDetection(ImageTask):
 
 
 def drawn(pixels: np.ndarray, boxes: np.ndarray, names: Sequence[str], color: tuple[int, int, int]) -> np.ndarray:
-    """Return an image with boxes, each with its name, drawn on it."""
+    """Return an image with boxes, each with its name, drawn on it; a name is as wide as its box where that can be read."""
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(pixels)
@@ -369,7 +369,8 @@ def drawn(pixels: np.ndarray, boxes: np.ndarray, names: Sequence[str], color: tu
         left, top, right, bottom = box
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=line)
         if name:
-            pen.text((left + 2 * line, top + line), name, fill=color, font_size=max(9, 12 * line))
+            size = min(12 * line, 1.7 * (right - left) / len(name))
+            pen.text((left + line, top + line), name, fill=color, font_size=max(9, size))
     return np.asarray(image)
 
 
