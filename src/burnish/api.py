@@ -295,6 +295,8 @@ def predict(
     asked = [values for given in inputs for values in asked_of(given, columns, opened.task.reads)]
     if not asked:
         raise UserError("Nothing to answer: give texts or files, or lines on standard input.")
+    if pictures is not None:
+        opened.refuse_overwriting(asked, Path(pictures))
     for start in range(0, len(asked), 16):
         some = asked[start : start + 16]
         for number, answer in enumerate(opened.predict(some, generate or {}, seed + start)):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from burnish.config import Config, TaskSettings, config_class, explain, explained, fields, read_recipe
 from burnish.errors import BurnishError
-from burnish.run import RunFolder
+from burnish.run import RunFolder, refuse_missing
 
 _HELP = """Train and fine-tune transformers: exact, fast, whole.
 
@@ -103,6 +103,7 @@ def _task_settings(words: Sequence[str]) -> type[TaskSettings]:
     name: Any = words[1]
     if words[0] != "train":  # a run, unless the task of a model is given
         given = " ".join(words).replace("--task=", "--task ").partition("--task ")[2].split()
+        refuse_missing(name)
         name = given[0] if given else str(RunFolder(Path(name).expanduser()).config)
     if name.lower().endswith((".yaml", ".yml")):
         if not Path(name).is_file():

@@ -48,6 +48,7 @@ class Opened:
         import torch
 
         self.target = target
+        self._written: set[Path] = set()
         run = RunFolder(Path(target).expanduser())
         self.run = run if run.is_run else None
         stored: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.is_run else {}
@@ -125,6 +126,18 @@ class Opened:
         config = parse(given, type(self.config), "settings")
         return self.task.predict(self.model, inputs, config.generate, seed)
 
+    def refuse_overwriting(self, asked: Sequence[Any], folder: Path) -> None:
+        """Refuse a folder for pictures that holds what is asked about.
+
+        Raises:
+            UserError: names the folder.
+        """
+        files = [Path(value) for one in asked for value in (one.values() if isinstance(one, Mapping) else (one,))]
+        if any(file.is_file() and file.resolve().parent == folder.resolve() for file in files):
+            raise UserError(
+                f"--pictures: {folder} holds images that are asked about; give another folder, or they would be lost."
+            )
+
     def draw(self, asked: Mapping[str, Any], answer: Mapping[str, Any], folder: Path) -> Path:
         """Write an image into a folder, its answer drawn on it, and return its file.
 
@@ -136,7 +149,11 @@ class Opened:
             raise UserError(f"--pictures: what {self.task.name} answers is not drawn on images. Leave it out.")
         from PIL import Image
 
-        file = folder / f"{Path(answer['image']).stem}.png"
+        stem, file, number = Path(answer["image"]).stem, folder / f"{Path(answer['image']).stem}.png", 1
+        while file in self._written:
+            number += 1
+            file = folder / f"{stem}-{number}.png"
+        self._written.add(file)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(found).save(file)

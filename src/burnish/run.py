@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from burnish.errors import UserError
+from burnish.errors import UserError, nearest
 
 
 def fsync_dir(path: Path) -> None:
@@ -81,6 +81,24 @@ def remove_folder(path: Path) -> None:
     """Remove a folder if it is there."""
     if path.exists():
         shutil.rmtree(path)
+
+
+def refuse_missing(name: str) -> None:
+    """Refuse the name of a run or a model that cannot be a Hub id and is no folder; one beside other runs is meant as one.
+
+    Raises:
+        UserError: with the nearest name that is there.
+    """
+    path = Path(name).expanduser()
+    beside_runs = path.parent != Path(".") and any(path.parent.glob("*/config.yaml"))
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or beside_runs):
+        raise UserError(f"{name}: no such folder.{nearest_beside(name)}")
+
+
+def nearest_beside(name: str) -> str:
+    """Return the nearest name in the folder where this one would be, as words."""
+    path = Path(name).expanduser()
+    return nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 
 class RunFolder:

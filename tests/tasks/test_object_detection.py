@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from transformers import AutoModelForObjectDetection
 
 import burnish
+from burnish.api import predict
 from burnish.cli import main
 from burnish.data.boxes import checked
 from burnish.data.processor import make_processor
@@ -434,6 +436,12 @@ def test_pictures_are_written_with_what_was_found(
     assert left.value.code == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert Image.open(answer["picture"]).size == (64, 64) and answer["objects"]
+    shutil.copytree(shapes, tmp_path / "others")
+    asked = [str(shapes / "000.png"), str(tmp_path / "others" / "000.png")]
+    pictures = [one["picture"] for one in predict(str(tmp_path / "run"), asked, pictures=str(tmp_path / "both"))]
+    assert [Path(one).name for one in pictures] == ["000.png", "000-2.png"] and all(map(os.path.isfile, pictures))
+    with pytest.raises(UserError, match="--pictures: .*others holds images that are asked about"):
+        list(predict(str(tmp_path / "run"), asked, pictures=str(tmp_path / "others")))
 
 
 def test_a_frozen_backbone_is_computed_once(shapes: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The child process that decodes for `burnish.data.media`: it knows no file and little memory is allowed to it.
 
-It reads from standard input a kind (1 byte: c, m or s), of a sound the samples a second that it shall have and the most
+It reads from standard input a kind (1 byte: c, r, m or s), of a sound the samples a second that it shall have and the most
 seconds that it may take (4 bytes each), a size (8 bytes) and as many bytes of a file. It writes height and width (of a
 sound 1 and its samples, 4 bytes each), a size (8 bytes) and the pixels or samples; height 0 means that words follow
 instead, of why there are none.
@@ -39,6 +39,9 @@ class _Unfit(Exception):
 def opened(content: bytes, kind: str) -> Any:
     """Return the decoded image: upright RGB, or for a mask the stored numbers as 16 bits.
 
+    Args:
+        kind: "c", "m", or "r": as "c", but a JPEG that is too large is decoded at a half, a quarter or an eighth of its size.
+
     Raises:
         _Unfit: it cannot be used.
     """
@@ -52,8 +55,8 @@ def opened(content: bytes, kind: str) -> Any:
         raise _Unfit(f"is {image.format}; PNG, JPEG and WebP are read: convert it once")
     if (frames := getattr(image, "n_frames", 1)) > 1:
         raise _Unfit(f"is animated, {frames} pictures; give one")
-    for scale in (2, 4, 8):  # a JPEG can be decoded at a half, a quarter or an eighth of its size
-        if image.format == "JPEG" and image.width * image.height > MOST_PIXELS:
+    for scale in (2, 4, 8) if kind == "r" and image.format == "JPEG" else ():
+        if image.width * image.height > MOST_PIXELS:
             image.draft("RGB", (image.width // scale, image.height // scale))
     if image.width * image.height > MOST_PIXELS:
         megapixels = image.width * image.height / 1e6
@@ -93,7 +96,7 @@ def _strips(image: Any, kind: str) -> Iterator[bytes]:
     rows = max(1, _STRIP_BYTES // (4 * image.width))
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        if kind == "c":
+        if kind != "m":
             yield strip.tobytes()
         elif strip.mode.startswith("I;16"):
             yield strip.tobytes("raw", "I;16")
@@ -132,6 +135,8 @@ def heard(content: bytes, rate: int, seconds: int) -> bytes:
             if done > seconds * file.samplerate:
                 raise _Unfit(f"is longer than {seconds} seconds; cut it into pieces")
             block = block.mean(1)
+            if not np.isfinite(block).all():
+                raise _Unfit("holds values that are no numbers")
             pieces.append(sixteen(turned.resample_chunk(block) if turned else block))
         if turned:
             pieces.append(sixteen(turned.resample_chunk(np.zeros(0, np.float32), last=True)))
@@ -169,7 +174,7 @@ def main() -> None:
                 write.write(struct.pack("<IIQ", 1, len(found) // 2, len(found)))
                 write.write(found)
             else:
-                size = found.width * found.height * (3 if kind == "c" else 2)
+                size = found.width * found.height * (2 if kind == "m" else 3)
                 write.write(struct.pack("<IIQ", found.height, found.width, size))
                 for strip in _strips(found, kind):
                     write.write(strip)

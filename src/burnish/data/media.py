@@ -94,7 +94,8 @@ class Decoder:
 
         Args:
             content: of the file.
-            kind: "color": uint8 [height, width, 3], turned upright; "mask": the stored numbers, uint16 [height, width];
+            kind: "color": uint8 [height, width, 3], turned upright; "reduced": the same, of a JPEG that is too large at a half
+                of its size or less; "mask": the stored numbers, uint16 [height, width];
                 "sound": its channels' mean, int16 [samples].
             rate: samples a second that a sound shall have.
             seconds: longest that it may take; one that is longer is not decoded further.
@@ -116,8 +117,8 @@ class Decoder:
             timer.cancel()
         if height == 0:
             return answer.decode("utf-8", "replace")
-        found = np.frombuffer(answer, {"color": np.uint8, "mask": np.uint16, "sound": np.int16}[kind])
-        return found if kind == "sound" else found.reshape((height, width, -1) if kind == "color" else (height, width))
+        found = np.frombuffer(answer, {"mask": np.uint16, "sound": np.int16}.get(kind, np.uint8))
+        return found if kind == "sound" else found.reshape((height, width) if kind == "mask" else (height, width, -1))
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
@@ -146,7 +147,7 @@ def _exactly(stream: Any, size: int) -> bytes:
 
 
 Decode = Callable[[Medium, str], "np.ndarray | str"]
-"""Returns the pixels of an image ("color" or "mask") or the samples of a sound ("sound"), or why it has none."""
+"""Returns the pixels of an image ("color", "reduced" or "mask") or the samples of a sound ("sound"), or why it has none."""
 
 
 class Decoders:

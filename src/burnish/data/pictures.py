@@ -16,7 +16,7 @@ class Picture(Medium):
     def decoded(self, kind: str, rate: int) -> np.ndarray:
         pixels = self.content
         assert isinstance(pixels, np.ndarray)  # asked of such content
-        grey = kind == "color" and pixels.ndim == 2
+        grey = kind != "mask" and pixels.ndim == 2
         return np.broadcast_to(pixels[..., None], (*pixels.shape, 3)) if grey else pixels
 
 

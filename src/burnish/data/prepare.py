@@ -135,10 +135,16 @@ def encode(
         with terminal.progress(f"encoding {split}", total):
             examples = _shown(task.encode(rows, sequence, training=training), terminal)
             store = stores[split] = Store.build(path, examples)
-        refuse_broken(f"data.{split}", store.broken, len(store), config.data.on_bad_row)
         splits.broken += store.broken
         if split in splits.counts:
             splits.counts[split] -= len(store.broken)
+    judged: dict[str, list[Store]] = {}
+    for split, store in stores.items():
+        held_out = split == "validation" and "train" in stores and not config.data.validation
+        judged.setdefault("data.train" if held_out else f"data.{split}", []).append(store)
+    for setting, some in judged.items():
+        broken = [row for store in some for row in store.broken]
+        refuse_broken(setting, broken, sum(map(len, some)), config.data.on_bad_row)
     return stores
 
 

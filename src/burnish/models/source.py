@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from burnish.env import cache_dir, fingerprint
-from burnish.errors import UserError, nearest
-from burnish.run import RunFolder, remove_folder, replace_folder, write_json
+from burnish.errors import UserError
+from burnish.run import RunFolder, nearest_beside, refuse_missing, remove_folder, replace_folder, write_json
 
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 
@@ -35,15 +35,8 @@ def model_folder(name: str, revision: str | None) -> Path:
         return path
     if path.exists():
         raise UserError(f"{name}: a model is a folder or a Hub id, and this is a file.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{name}: no such folder.{_beside(name)}")
+    refuse_missing(name)
     return _hub_snapshot(name, revision)
-
-
-def _beside(name: str) -> str:
-    """Return the nearest name in the folder where this one would be."""
-    path = Path(name).expanduser()
-    return nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 
 def _hub_snapshot(name: str, revision: str | None) -> Path:
@@ -60,7 +53,8 @@ def _hub_snapshot(name: str, revision: str | None) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         problem = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name}: no such folder, and the Hub model cannot be had ({problem}). Give a folder or a Hub id.{_beside(name)}"
+            f"{name}: no such folder, and the Hub model cannot be had ({problem}). Give a folder or a Hub id."
+            f"{nearest_beside(name)}"
         ) from error
     if not (folder / "config.json").is_file():
         raise UserError(f"{name}: the Hub model holds no config.json.")

@@ -27,6 +27,7 @@ class ImageClassification(ImageTask, Classification):
     name = "image-classification"
     Settings = ImageClassificationSettings
     auto_class = "AutoModelForImageClassification"
+    decodes = "reduced"
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)

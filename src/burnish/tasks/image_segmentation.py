@@ -101,9 +101,15 @@ class ImageSegmentation(ImageTask):
         if settings.labels:
             return _facts(list(settings.labels), list(range(len(settings.labels))))
         found: set[int] = set()
+        problem = ""
         with Decoders() as decoders:
             for numbers in decoders.each(rows, _numbers_in):
-                found |= numbers
+                if isinstance(numbers, str):
+                    problem = problem or numbers
+                else:
+                    found |= numbers
+        if problem and not found:
+            raise UserError(f"data.mask: no mask can be read: {problem}.")
         found -= {_void(settings)}
         if len(found) < 2:
             raise UserError(
@@ -394,10 +400,10 @@ def _facts(labels: list[str], numbers: list[int]) -> dict[str, Any]:
     return {"labels": labels, "numbers": numbers}
 
 
-def _numbers_in(row: Row, decode: Decode) -> set[int]:
-    """Return the numbers of a row's mask; of one that cannot be decoded none, since it is reported later."""
+def _numbers_in(row: Row, decode: Decode) -> set[int] | str:
+    """Return the numbers of a row's mask, or why it cannot be decoded."""
     found = decode(row.values["mask"], "mask")
-    return set() if isinstance(found, str) else set(np.unique(found).tolist())
+    return f"{row.values['mask'].name} {found}" if isinstance(found, str) else set(np.unique(found).tolist())
 
 
 def _truth(example: Example) -> np.ndarray:

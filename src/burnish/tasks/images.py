@@ -33,6 +33,8 @@ class ImageTask(MediaTask):
 
     reads = "images"
     asks = ("image",)
+    decodes = "color"
+    """As what `Decoder.decode` gives an image; "reduced" where no place in it counts."""
 
     def check(self, model: Any) -> None:
         if is_on(self.augment) and find_spec("kornia") is None:
@@ -50,7 +52,7 @@ class ImageTask(MediaTask):
 
     def seen(self, picture: Picture, decode: Decode) -> Example | str:
         """Return an image as its processor shapes it, `pixels` and `shape`, or why there is none."""
-        pixels = decode(picture, "color")
+        pixels = decode(picture, self.decodes)
         if isinstance(pixels, str):
             return f"{picture.name} {pixels}"
         return self.as_shown(pixels)
@@ -111,7 +113,7 @@ class ImageTask(MediaTask):
             UserError: one cannot be decoded.
         """
         with self.decoders(1) as decoders:
-            yield from self.asked_media(asked, decoders, "color")
+            yield from self.asked_media(asked, decoders, self.decodes)
 
     # -- the report --------------------------------------------------------------------------------------------------
 
