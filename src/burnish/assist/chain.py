@@ -19,7 +19,8 @@ from burnish.errors import UserError
 from burnish.inference import Opened, open_model
 
 Event = dict[str, Any]
-"""What a stage found: its name in `stage`, its `seconds`, and more; `wav` of speech is the bytes of a file."""
+"""What a stage found: its name in `stage`, its `seconds`, and more; `wav` of speech is the bytes of a file. What went wrong
+is in `problem`."""
 
 #: The label of a guard for what is declined.
 UNSAFE = "unsafe"
@@ -119,7 +120,7 @@ class Chain:
         else:
             self._reply = self.assistant.silent
             yield iter([{"stage": "reply", "text": self._reply}])
-        if "speak.model" in self._parts or self.assistant.speak.command:
+        if self._reply.strip() and ("speak.model" in self._parts or self.assistant.speak.command):
             yield self._speak()
 
     def _recognise(self, samples: np.ndarray) -> Iterator[Event]:
@@ -161,25 +162,39 @@ class Chain:
         yield self._say(self.assistant.failed if problem else reply.format_map({**slots, OUTPUT: written}))
 
     def _speak(self) -> Iterator[Event]:
+        """Say the reply; what cannot be said is a `problem`, and `failed` is said instead, unless that cannot be either."""
+        event: Event = {"stage": "spoke"}
+        for text in (self._reply, self.assistant.failed):
+            try:
+                event["wav"] = self._sound_of(text)
+                break
+            except UserError as error:
+                event.setdefault("problem", str(error))
+        yield event
+
+    def _sound_of(self, text: str) -> bytes:
+        """Return a WAV file in which a text is said.
+
+        Raises:
+            UserError: it cannot be.
+        """
         speak = self.assistant.speak
         if speak.model:
-            [answer] = self._ask("speak.model", self._reply)
-            sound = wav_of(answer["samples"], answer["rate"])
-        else:
-            spoken = self._reply.lstrip("- ")  # a program would take it for an option
-            words = [word.replace("{text}", spoken) for word in speak.command]
-            try:
-                done = subprocess.run(
-                    words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SPEAKING_SECONDS, check=False
-                )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise UserError(f"speak.command: {words[0]} cannot be run ({error}).") from error
-            if done.returncode or not done.stdout:
-                raise UserError(
-                    f"speak.command: {words[0]} ended with {done.returncode} and wrote {len(done.stdout)} bytes."
-                )
-            sound = done.stdout
-        yield {"stage": "spoke", "wav": sound}
+            [answer] = self._ask("speak.model", text)
+            return wav_of(answer["samples"], answer["rate"])
+        spoken = text.lstrip("- ")  # a program would take it for an option
+        words = [word.replace("{text}", spoken) for word in speak.command]
+        try:
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SPEAKING_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UserError(f"speak.command: {words[0]} cannot be run ({error}).") from error
+        if done.returncode or not done.stdout:
+            raise UserError(
+                f"speak.command: {words[0]} ended with {done.returncode} and wrote {len(done.stdout)} bytes."
+            )
+        return done.stdout
 
     # -- what the stages ask -----------------------------------------------------------------------------------------
 

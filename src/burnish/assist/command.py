@@ -61,7 +61,7 @@ def assist(
     spoken = 0
     for utterance in _streamed(chain) if microphone else _utterances(chain, said):
         for event in chain.respond(utterance):
-            if event["stage"] == "spoke":
+            if "wav" in event:
                 spoken += 1
                 event["wav"] = _heard_by_people(event["wav"], assistant.speak.play, replies, spoken)
             print(_line(event, json), flush=True)

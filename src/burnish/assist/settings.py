@@ -71,7 +71,7 @@ class Assistant(Settings):
     refuse: str = "I am sorry, I cannot help with that."
     """What is said where nothing fits, or to what is not safe."""
     failed: str = "I am sorry, that did not work."
-    """What is said where a program fails."""
+    """What is said where a program fails, or where the reply cannot be spoken."""
     silent: str = "I did not hear anything."
     """What is said where no words are heard."""
 
