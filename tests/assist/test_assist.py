@@ -6,11 +6,11 @@ import base64
 import http.client
 import io
 import json
-import subprocess
 import sys
 import threading
 import wave
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ from burnish.assist.voice import Voice, VoiceNet, load_voice
 from burnish.data.sounds import wav_of
 from burnish.errors import UserError
 from burnish.terminal import Terminal
-from helpers import sentiment_rows
+from forks import forks
+from helpers import COMMAND, sentiment_rows
+from helpers import burnish as command
 
 QUIET = Terminal(quiet=True)
 RATE = 16_000
@@ -213,52 +215,102 @@ def test_a_part_for_another_task_is_named(intents: str, tmp_path: Path) -> None:
         Chain(read_assistant(path))
 
 
-def test_what_is_heard_is_understood(songs_folder: Path, intents: str, tmp_path: Path) -> None:
-    """Sounds go through recognition; silence is answered, and samples of a microphone are cut where it is quiet."""
-    ears = burnish.train(
-        "automatic-speech-recognition",
-        terminal=QUIET,
-        run={"dir": str(tmp_path / "ears")},
-        preset="w2v-bert-nano",
-        data={"train": str(songs_folder)},
-        task={"seconds": 2},
-        train={"length": "22 steps", "batch": 8, "precision": "fp32"},
-        optim={"lr": 2e-3},
-    )
-    path = tmp_path / "home.yaml"
+def run_of(task: str, folder: Path, steps: int, lr: float, /, **settings: Any) -> str:
+    """Train a run for a few steps and return its folder."""
+    train = {"length": f"{steps} steps", "batch": 8, "precision": "fp32"}
+    burnish.train(task, terminal=QUIET, run={"dir": str(folder)}, train=train, optim={"lr": lr}, **settings)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    intents: str, songs_folder: Path, tiny_bert: Path, tagged_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An assistant whose every part is a run; it hears and says letters from a to d, and finds waters."""
+    folder, songs = tmp_path_factory.mktemp("whole"), {"data": {"train": str(songs_folder)}, "task": {"seconds": 2}}
+    ears = run_of("automatic-speech-recognition", folder / "ears", 3, 1e-4, preset="w2v-bert-nano", **songs)
+    slots = run_of("token-classification", folder / "slots", 40, 5e-3, model=str(tiny_bert), data=str(tagged_file))
+    voice = run_of("text-to-speech", folder / "voice", 8, 1e-2, preset="fastspeech-nano", **songs)
     given = {
-        "listen": {"model": str(ears.path)},
-        "understand": {"intents": intents},
-        "actions": {"positive": {"reply": "Yes."}},
+        "listen": {"model": ears},
+        "understand": {"intents": intents, "slots": slots, "certain": 0},
+        "speak": {"model": voice},
+        "actions": {label: {"reply": ["{WATER}", "dad"]} for label in ("positive", "negative")},
+        "failed": "bad",
     }
-    path.write_text(yaml.safe_dump(given))
+    (folder / "home.yaml").write_text(yaml.safe_dump(given))
+    return folder / "home.yaml"
+
+
+def found_by(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return events without how long they took, and the sound."""
+    return [{name: value for name, value in event.items() if name not in ("seconds", "wav")} for event in events]
+
+
+def test_each_stage_takes_what_the_one_before_found(whole: Path, tmp_path: Path) -> None:
+    """From sound to sound, the same in a terminal and over HTTP; what is heard is understood as if it were read."""
+    sound = wav_of(np.concatenate([0 * tone(0.5), tone(1), 0 * tone(1)]), RATE)
+    (tmp_path / "said.wav").write_bytes(sound)
+    done = command("assist", whole, "--json", "--replies", tmp_path, tmp_path / "said.wav", "the king saw a river")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    heard, read = events[:5], events[5:]
+    with served(whole) as server:
+        streamed = talked(server, sound, "audio/wav")
+        written = talked(server, heard[0]["text"].encode(), "text/plain")
+    assert [event["stage"] for event in heard] == ["heard", "understood", "reply", "spoke", "done"]
+    assert found_by(streamed) == found_by(heard) == [{"stage": "heard", "text": heard[0]["text"]}, *found_by(written)]
+    voice = burnish.load(whole.parent / "voice")
+    dad, bad = (wav_of(voice.predict(text)["samples"], RATE) for text in ("dad", "bad"))
+    assert heard[2]["text"] == "dad" and base64.b64decode(streamed[3]["wav"]) == dad != bad
+    assert (tmp_path / "1.wav").read_bytes() == dad
+    assert read[0]["slots"]["WATER"] == "river" and read[1]["text"] == "river"
+    assert "'river' holds nothing that this model can say" in read[2]["problem"]
+    assert (tmp_path / "2.wav").read_bytes() == bad, "said instead"
+
+
+def test_a_microphone_and_silence(whole: Path, tmp_path: Path) -> None:
+    """Samples are cut where it is quiet; silence is answered, and a broken file is named."""
     sound = np.concatenate([0 * tone(0.5), tone(1.0), 0 * tone(1.0), tone(1.0), 0 * tone(1)])
-    silence = tmp_path / "silence.wav"
-    silence.write_bytes(wav_of(0 * tone(1), RATE))
-    samples = (sound * 32767).astype("<i2").tobytes()
-    command = [sys.executable, "-m", "burnish", "assist", str(path), "--json"]
-    streamed = subprocess.run([*command, "--microphone"], input=samples, capture_output=True, check=True).stdout
-    stages = [json.loads(line)["stage"] for line in streamed.decode().splitlines()]
+    (tmp_path / "samples").write_bytes((sound * 32767).astype("<i2").tobytes() + b"1")
+    microphone = f"import sys; sys.stdin = open({str(tmp_path / 'samples')!r}); {COMMAND}"
+    streamed = forks().run(microphone, "assist", whole, "--json", "--microphone").stdout
+    stages = [json.loads(line)["stage"] for line in streamed.splitlines()]
     assert stages.count("heard") == stages.count("done") == 2
-    shown = subprocess.run(
-        [*command, str(silence), "the good old king"], capture_output=True, text=True, check=True
-    ).stdout
-    events = [json.loads(line) for line in shown.splitlines()]
-    assert events[0]["text"] == "I did not hear anything." and events[2]["intent"] in ("positive", None)
-    broken = tmp_path / "broken.wav"
-    broken.write_bytes(b"RIFF nothing")
-    done = subprocess.run([*command, str(broken)], capture_output=True, text=True)
+    (tmp_path / "silence.wav").write_bytes(wav_of(0 * tone(1), RATE))
+    (tmp_path / "broken.wav").write_bytes(b"RIFF nothing")
+    done = command("assist", whole, "--json", tmp_path / "silence.wav", tmp_path / "broken.wav")
+    assert json.loads(done.stdout.splitlines()[0])["text"] == "I did not hear anything."
     assert done.returncode == 2 and "broken.wav" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.fixture
-def server(home: Path) -> Iterator[Server]:
-    with Server(Chain(read_assistant(home)), 0) as serving:
+def test_a_program_that_cannot_speak_is_named(home: Path, texts: dict[str, str], tmp_path: Path) -> None:
+    given = yaml.safe_load(home.read_text())
+    given["speak"]["command"] = [sys.executable, "-c", "raise SystemExit(3)", "{text}"]
+    (tmp_path / "home.yaml").write_text(yaml.safe_dump(given))
+    *_, reply, spoke, _ = Chain(read_assistant(tmp_path / "home.yaml")).respond(texts["positive"])
+    assert reply["text"].startswith("Done: ")
+    assert "python" in spoke["problem"] and "ended with 3 and wrote 0 bytes" in spoke["problem"] and "wav" not in spoke
+
+
+@contextmanager
+def served(assistant: Path) -> Iterator[Server]:
+    with Server(Chain(read_assistant(assistant)), 0) as serving:
         thread = threading.Thread(target=serving.serve_forever, daemon=True)
         thread.start()
         yield serving
         serving.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[Server]:
+    with served(home) as serving:
+        yield serving
+
+
+def talked(server: Server, body: bytes, kind: str) -> list[dict[str, Any]]:
+    """Return the events that the server answers a sound or a text with."""
+    return [json.loads(line) for line in asked(server, "POST", "/talk", body, Content_Type=kind)[1].splitlines()]
 
 
 def asked(server: Server, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
