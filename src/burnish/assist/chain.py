@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from burnish.assist.ear import Ear
 from burnish.assist.settings import Assistant
 from burnish.assist.voice import RATE, Voice, load_voice
 from burnish.data.sounds import wav_of
-from burnish.errors import UserError
+from burnish.errors import UserError, nearest
 from burnish.inference import Opened, open_model
 
 Event = dict[str, Any]
@@ -59,11 +59,9 @@ class Chain:
         self._parts = {place: part for place in _PARTS if (part := self._open(place)) is not None}
         if self._voice and self.hears and self.rate != RATE:
             raise UserError(f"listen.voice: it hears {RATE:,} samples a second, and listen.model {self.rate:,}.")
-        guard = self._parts.get("understand.guard")
-        if guard is not None and UNSAFE not in guard.task.facts["labels"]:
-            raise UserError(
-                f"understand.guard: its labels are {', '.join(guard.task.facts['labels'])}; one is to be {UNSAFE!r}."
-            )
+        for place, wanted in (("understand.guard", (UNSAFE,)), ("understand.intents", assistant.actions)):
+            if place in self._parts:
+                self._check_labels(place, wanted)
 
     def _open(self, place: str) -> Opened | None:
         group, _, name = place.partition(".")
@@ -76,7 +74,21 @@ class Chain:
             raise UserError(f"{place}: {error}") from error
         if part.task_class.name != _PARTS[place]:
             raise UserError(f"{place}: {target} does {part.task_class.name}; {_PARTS[place]} is needed there.")
+        if len(part.asks) > 1:
+            raise UserError(f"{place}: {target} asks for {', '.join(part.asks.values())}; there is one text only.")
         return part
+
+    def _check_labels(self, place: str, wanted: Iterable[str]) -> None:
+        """Raise an error unless a classifier gives a text one label, and the wanted ones are among its labels."""
+        task: Any = self._parts[place].task  # text-classification
+        if task.kind != "single":
+            raise UserError(f"{place}: it learned with task.kind {task.kind}; single is needed there.")
+        for label in wanted:
+            if label not in task.names:
+                near = nearest(label, task.names)
+                raise UserError(
+                    f"{place}: its labels are {', '.join(task.names)}, and {label!r} is none of them.{near}"
+                )
 
     @property
     def hears(self) -> bool:
@@ -182,7 +194,8 @@ class Chain:
         if speak.model:
             [answer] = self._ask("speak.model", text)
             return wav_of(answer["samples"], answer["rate"])
-        spoken = text.lstrip("- ")  # a program would take it for an option
+        spoken = "".join(letter if letter.isprintable() else " " for letter in text)  # no program gets a zero byte
+        spoken = spoken.lstrip("- ")  # it would take it for an option
         words = [word.replace("{text}", spoken) for word in speak.command]
         try:
             done = subprocess.run(
