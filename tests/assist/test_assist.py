@@ -6,11 +6,14 @@ import base64
 import http.client
 import io
 import json
-import subprocess
+import socket
+import struct
 import sys
 import threading
 import wave
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from safetensors.torch import save_file
 import burnish
 from burnish.assist.act import Unfit, command_of, reply_of, run
 from burnish.assist.chain import Chain, plain
+from burnish.assist.command import _line, _utterances
 from burnish.assist.ear import Ear
 from burnish.assist.serve import Server
 from burnish.assist.settings import Action, read_assistant
@@ -30,7 +34,9 @@ from burnish.assist.voice import Voice, VoiceNet, load_voice
 from burnish.data.sounds import wav_of
 from burnish.errors import UserError
 from burnish.terminal import Terminal
-from helpers import sentiment_rows
+from forks import forks
+from helpers import COMMAND, sentiment_rows
+from helpers import burnish as command
 
 QUIET = Terminal(quiet=True)
 RATE = 16_000
@@ -124,10 +130,20 @@ def test_texts_become_what_commands_are_in_training() -> None:
             {"understand": {"intents": "x"}, "actions": {"go": {"reply": "{a"}}},
             r"actions.go: '{a'.*Write a slot as {name}",
         ),
-        ({"understand": {"intents": "x"}, "actions": {"go": {"replly": "a"}}}, "actions.go.replly"),
+        (
+            {"understand": {"intents": "x"}, "actions": {"go": {"replly": "a"}}},
+            "go.replly: unknown setting. Did you mean 'reply'?",
+        ),
+        ({"understand": {"chat": "x"}, "listen": None}, "listen: give settings by their names, or leave it out"),
+        ({"understand": {"chat": "x"}, "actions": {"go": {"reply": "{a:d}"}}}, "a slot is a name and nothing else"),
+        (
+            {"understand": {"chat": "x"}, "actions": {"go": {"reply": "a", "run": "ls -l"}}},
+            "actions.go.run: there is no program 'ls -l'",
+        ),
+        ({"understand": {"chat": "x"}, "speak": {"play": ["/no/such"]}}, "speak.play: there is no program '/no/such'"),
         (
             {"listen": {"pause": 60}, "understand": {"chat": "x"}},
-            "listen.pause: Input should be less than or equal to 5",
+            "listen.pause: 60 should be less than or equal to 5",
         ),
         ({"understand": {"chat": "x"}, "speak": {"model": "a", "command": ["b"]}}, "speak: give model or command"),
         ({"understand": {"chat": "nowhere/at-all"}}, "understand.chat: nowhere/at-all"),
@@ -209,56 +225,137 @@ def test_a_part_for_another_task_is_named(intents: str, tmp_path: Path) -> None:
         Chain(read_assistant(path))
     said = {"understand": {"intents": intents, "guard": intents}, "actions": {"positive": {"reply": "Yes."}}}
     path.write_text(yaml.safe_dump(said))
-    with pytest.raises(UserError, match=r"understand\.guard: its labels are negative, positive; one is to be 'unsafe'"):
+    with pytest.raises(UserError, match=r"understand\.guard: .* negative, positive, and 'unsafe' is none"):
         Chain(read_assistant(path))
 
 
-def test_what_is_heard_is_understood(songs_folder: Path, intents: str, tmp_path: Path) -> None:
-    """Sounds go through recognition; silence is answered, and samples of a microphone are cut where it is quiet."""
-    ears = burnish.train(
-        "automatic-speech-recognition",
-        terminal=QUIET,
-        run={"dir": str(tmp_path / "ears")},
-        preset="w2v-bert-nano",
-        data={"train": str(songs_folder)},
-        task={"seconds": 2},
-        train={"length": "22 steps", "batch": 8, "precision": "fp32"},
-        optim={"lr": 2e-3},
-    )
-    path = tmp_path / "home.yaml"
+def test_a_classifier_that_cannot_tell_the_intents_is_named(intents: str, tiny_bert: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "label": float(label == "positive")} for text, label in sentiment_rows(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given: dict[str, Any] = {"data": str(tmp_path / "rows.jsonl"), "task": {"kind": "regression"}}
+    number = run_of("text-classification", tmp_path / "number", 2, 1e-3, model=str(tiny_bert), **given)
+    for judge, intent, problem in (
+        (number, "positive", r"understand\.intents: it learned with task\.kind regression; single is needed there"),
+        (intents, "positiv", r"negative, positive, and 'positiv' is none of them\. Did you mean 'positive'\?"),
+    ):
+        said = {"understand": {"intents": judge}, "actions": {intent: {"reply": "Yes."}}}
+        (tmp_path / "home.yaml").write_text(yaml.safe_dump(said))
+        with pytest.raises(UserError, match=problem):
+            Chain(read_assistant(tmp_path / "home.yaml"))
+
+
+def test_any_line_is_a_request(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too long for a file name, of nobody's home, of no text at all; only a sound that is missing is an error."""
+    chain = Chain(read_assistant(home))
+    said = ("x" * 300, "~nobody is there", "a\0b", "good \udcff king", "")
+    assert list(_utterances(chain, said)) == [*said[:3], "good \ufffd king", ""]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good \xff king\n"), "utf-8"))
+    assert list(_utterances(chain, ())) == ["good \ufffd king"]
+    with pytest.raises(UserError, match=r"nothing\.wav: no such file"):
+        list(_utterances(chain, (str(tmp_path / "nothing.wav"),)))
+    assert _line({"stage": "reply", "seconds": 0, "text": "a\x1b[2J\nb"}, False).isprintable()
+    for words, problem in ((("--serve", 99_999), "from 0 to 65535"), (("a", "--serve", 1), "one of the three")):
+        done = command("assist", home, *words)
+        assert done.returncode == 2 and problem in done.stderr and "Traceback" not in done.stderr
+
+
+def run_of(task: str, folder: Path, steps: int, lr: float, /, **settings: Any) -> str:
+    """Train a run for a few steps and return its folder."""
+    train = {"length": f"{steps} steps", "batch": 8, "precision": "fp32"}
+    burnish.train(task, terminal=QUIET, run={"dir": str(folder)}, train=train, optim={"lr": lr}, **settings)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    intents: str, songs_folder: Path, tiny_bert: Path, tagged_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An assistant whose every part is a run; it hears and says letters from a to d, and finds waters."""
+    folder, songs = tmp_path_factory.mktemp("whole"), {"data": {"train": str(songs_folder)}, "task": {"seconds": 2}}
+    ears = run_of("automatic-speech-recognition", folder / "ears", 3, 1e-4, preset="w2v-bert-nano", **songs)
+    slots = run_of("token-classification", folder / "slots", 40, 5e-3, model=str(tiny_bert), data=str(tagged_file))
+    voice = run_of("text-to-speech", folder / "voice", 8, 1e-2, preset="fastspeech-nano", **songs)
     given = {
-        "listen": {"model": str(ears.path)},
-        "understand": {"intents": intents},
-        "actions": {"positive": {"reply": "Yes."}},
+        "listen": {"model": ears},
+        "understand": {"intents": intents, "slots": slots, "certain": 0},
+        "speak": {"model": voice},
+        "actions": {label: {"reply": ["{WATER}", "dad"]} for label in ("positive", "negative")},
+        "failed": "bad",
     }
-    path.write_text(yaml.safe_dump(given))
+    (folder / "home.yaml").write_text(yaml.safe_dump(given))
+    return folder / "home.yaml"
+
+
+def found_by(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return events without how long they took, and the sound."""
+    return [{name: value for name, value in event.items() if name not in ("seconds", "wav")} for event in events]
+
+
+def test_each_stage_takes_what_the_one_before_found(whole: Path, tmp_path: Path) -> None:
+    """From sound to sound, the same in a terminal and over HTTP; what is heard is understood as if it were read."""
+    sound = wav_of(np.concatenate([0 * tone(0.5), tone(1), 0 * tone(1)]), RATE)
+    (tmp_path / "said.wav").write_bytes(sound)
+    done = command("assist", whole, "--json", "--replies", tmp_path, tmp_path / "said.wav", "the king saw a river")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    heard, read = events[:5], events[5:]
+    with served(whole) as server:
+        streamed = talked(server, sound, "audio/wav")
+        written = talked(server, heard[0]["text"].encode(), "text/plain")
+    assert [event["stage"] for event in heard] == ["heard", "understood", "reply", "spoke", "done"]
+    assert found_by(streamed) == found_by(heard) == [{"stage": "heard", "text": heard[0]["text"]}, *found_by(written)]
+    voice = burnish.load(whole.parent / "voice")
+    dad, bad = (wav_of(voice.predict(text)["samples"], RATE) for text in ("dad", "bad"))
+    assert heard[2]["text"] == "dad" and base64.b64decode(streamed[3]["wav"]) == dad != bad
+    assert (tmp_path / "1.wav").read_bytes() == dad
+    assert read[0]["slots"]["WATER"] == "river" and read[1]["text"] == "river"
+    assert "'river' holds nothing that this model can say" in read[2]["problem"]
+    assert (tmp_path / "2.wav").read_bytes() == bad, "said instead"
+
+
+def test_a_microphone_and_silence(whole: Path, tmp_path: Path) -> None:
+    """Samples are cut where it is quiet; silence is answered, and a broken file is named."""
     sound = np.concatenate([0 * tone(0.5), tone(1.0), 0 * tone(1.0), tone(1.0), 0 * tone(1)])
-    silence = tmp_path / "silence.wav"
-    silence.write_bytes(wav_of(0 * tone(1), RATE))
-    samples = (sound * 32767).astype("<i2").tobytes()
-    command = [sys.executable, "-m", "burnish", "assist", str(path), "--json"]
-    streamed = subprocess.run([*command, "--microphone"], input=samples, capture_output=True, check=True).stdout
-    stages = [json.loads(line)["stage"] for line in streamed.decode().splitlines()]
+    (tmp_path / "samples").write_bytes((sound * 32767).astype("<i2").tobytes() + b"1")
+    microphone = f"import sys; sys.stdin = open({str(tmp_path / 'samples')!r}); {COMMAND}"
+    streamed = forks().run(microphone, "assist", whole, "--json", "--microphone").stdout
+    stages = [json.loads(line)["stage"] for line in streamed.splitlines()]
     assert stages.count("heard") == stages.count("done") == 2
-    shown = subprocess.run(
-        [*command, str(silence), "the good old king"], capture_output=True, text=True, check=True
-    ).stdout
-    events = [json.loads(line) for line in shown.splitlines()]
-    assert events[0]["text"] == "I did not hear anything." and events[2]["intent"] in ("positive", None)
-    broken = tmp_path / "broken.wav"
-    broken.write_bytes(b"RIFF nothing")
-    done = subprocess.run([*command, str(broken)], capture_output=True, text=True)
+    (tmp_path / "silence.wav").write_bytes(wav_of(0 * tone(1), RATE))
+    (tmp_path / "broken.wav").write_bytes(b"RIFF nothing")
+    done = command("assist", whole, "--json", tmp_path / "silence.wav", tmp_path / "broken.wav")
+    assert json.loads(done.stdout.splitlines()[0])["text"] == "I did not hear anything."
     assert done.returncode == 2 and "broken.wav" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.fixture
-def server(home: Path) -> Iterator[Server]:
-    with Server(Chain(read_assistant(home)), 0) as serving:
+def test_a_program_that_cannot_speak_is_named(home: Path, texts: dict[str, str], tmp_path: Path) -> None:
+    assert Chain(read_assistant(home))._sound_of("-a\0b").startswith(b"RIFF"), "a zero byte is left out"
+    given = yaml.safe_load(home.read_text())
+    given["speak"]["command"] = [sys.executable, "-c", "raise SystemExit(3)", "{text}"]
+    (tmp_path / "home.yaml").write_text(yaml.safe_dump(given))
+    *_, reply, spoke, _ = Chain(read_assistant(tmp_path / "home.yaml")).respond(texts["positive"])
+    assert reply["text"].startswith("Done: ")
+    assert "python" in spoke["problem"] and "ended with 3 and wrote 0 bytes" in spoke["problem"] and "wav" not in spoke
+
+
+@contextmanager
+def served(assistant: Path) -> Iterator[Server]:
+    with Server(Chain(read_assistant(assistant)), 0) as serving:
         thread = threading.Thread(target=serving.serve_forever, daemon=True)
         thread.start()
         yield serving
         serving.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[Server]:
+    with served(home) as serving:
+        yield serving
+
+
+def talked(server: Server, body: bytes, kind: str) -> list[dict[str, Any]]:
+    """Return the events that the server answers a sound or a text with."""
+    return [json.loads(line) for line in asked(server, "POST", "/talk", body, Content_Type=kind)[1].splitlines()]
 
 
 def asked(server: Server, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
@@ -281,10 +378,45 @@ def test_it_answers_over_http_and_strangers_are_refused(server: Server, texts: d
     assert base64.b64decode(events[3]["wav"]).startswith(b"RIFF")
     status, body = asked(server, "POST", "/talk", wav_of(tone(1), RATE), Content_Type="audio/wav")
     assert json.loads(body)["stage"] == "problem" and b"reads only" in body
-    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Host": "evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[::1"},
+    ):
         assert asked(server, "POST", "/talk", said, Content_Type="text/plain", **headers)[0] == 403
     assert asked(server, "POST", "/talk", said, Content_Type="application/json")[0] == 415
     assert asked(server, "POST", "/talk", b"", Content_Type="text/plain")[0] == 413
     assert asked(server, "POST", "/talk", said, Content_Type="text/plain", Content_Length=str(2**40))[0] == 413
     assert asked(server, "GET", "/../../etc/passwd")[0] == 404 and asked(server, "DELETE", "/talk")[0] == 501
     assert asked(server, "GET", "/health")[0] == 200, "it still answers"
+
+
+def test_broken_requests_leave_it_alive(
+    server: Server, texts: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A body that ends early is not acted on; clients that go away and those that come at once are each answered."""
+    said = texts["positive"].encode()
+    head = "POST /talk HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n"
+
+    def sent(body: bytes, size: object) -> socket.socket:
+        client = socket.create_connection(("127.0.0.1", server.server_port), timeout=30)
+        client.sendall(head.format(size).encode() + body)
+        return client
+
+    with sent(said, len(said) + 1) as client:
+        client.shutdown(socket.SHUT_WR)
+        answer = client.makefile("rb").read()
+    assert b" 400 " in answer and f"ended after {len(said)} of its {len(said) + 1} bytes".encode() in answer
+    with sent(b"", "9" * 5_000) as client:
+        assert b" 413 " in client.makefile("rb").read()
+    for size in (len(said), len(said) + 1):
+        client = sent(said, size)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+        client.close()
+    assert asked(server, "POST", "/talk", b"a" * 2_001, Content_Type="text/plain")[0] == 413
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda text: talked(server, text, "text/plain"), [said, b"?", said, b"?"]))
+    assert [[event["stage"] for event in events][-3:-1] for events in answers] == [["reply", "spoke"]] * 4
+    assert [events[-3]["text"][:4] for events in answers] == ["Done", "I di"] * 2
+    assert "Traceback" not in capfd.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ from burnish.assist.ear import Ear
 from burnish.assist.settings import Assistant
 from burnish.assist.voice import RATE, Voice, load_voice
 from burnish.data.sounds import wav_of
-from burnish.errors import UserError
+from burnish.errors import UserError, nearest
 from burnish.inference import Opened, open_model
 
 Event = dict[str, Any]
-"""What a stage found: its name in `stage`, its `seconds`, and more; `wav` of speech is the bytes of a file."""
+"""What a stage found: its name in `stage`, its `seconds`, and more; `wav` of speech is the bytes of a file. What went wrong
+is in `problem`."""
 
 #: The label of a guard for what is declined.
 UNSAFE = "unsafe"
@@ -58,11 +59,9 @@ class Chain:
         self._parts = {place: part for place in _PARTS if (part := self._open(place)) is not None}
         if self._voice and self.hears and self.rate != RATE:
             raise UserError(f"listen.voice: it hears {RATE:,} samples a second, and listen.model {self.rate:,}.")
-        guard = self._parts.get("understand.guard")
-        if guard is not None and UNSAFE not in guard.task.facts["labels"]:
-            raise UserError(
-                f"understand.guard: its labels are {', '.join(guard.task.facts['labels'])}; one is to be {UNSAFE!r}."
-            )
+        for place, wanted in (("understand.guard", (UNSAFE,)), ("understand.intents", assistant.actions)):
+            if place in self._parts:
+                self._check_labels(place, wanted)
 
     def _open(self, place: str) -> Opened | None:
         group, _, name = place.partition(".")
@@ -75,7 +74,21 @@ class Chain:
             raise UserError(f"{place}: {error}") from error
         if part.task_class.name != _PARTS[place]:
             raise UserError(f"{place}: {target} does {part.task_class.name}; {_PARTS[place]} is needed there.")
+        if len(part.asks) > 1:
+            raise UserError(f"{place}: {target} asks for {', '.join(part.asks.values())}; there is one text only.")
         return part
+
+    def _check_labels(self, place: str, wanted: Iterable[str]) -> None:
+        """Raise an error unless a classifier gives a text one label, and the wanted ones are among its labels."""
+        task: Any = self._parts[place].task  # text-classification
+        if task.kind != "single":
+            raise UserError(f"{place}: it learned with task.kind {task.kind}; single is needed there.")
+        for label in wanted:
+            if label not in task.names:
+                near = nearest(label, task.names)
+                raise UserError(
+                    f"{place}: its labels are {', '.join(task.names)}, and {label!r} is none of them.{near}"
+                )
 
     @property
     def hears(self) -> bool:
@@ -119,7 +132,7 @@ class Chain:
         else:
             self._reply = self.assistant.silent
             yield iter([{"stage": "reply", "text": self._reply}])
-        if "speak.model" in self._parts or self.assistant.speak.command:
+        if self._reply.strip() and ("speak.model" in self._parts or self.assistant.speak.command):
             yield self._speak()
 
     def _recognise(self, samples: np.ndarray) -> Iterator[Event]:
@@ -161,25 +174,40 @@ class Chain:
         yield self._say(self.assistant.failed if problem else reply.format_map({**slots, OUTPUT: written}))
 
     def _speak(self) -> Iterator[Event]:
+        """Say the reply; what cannot be said is a `problem`, and `failed` is said instead, unless that cannot be either."""
+        event: Event = {"stage": "spoke"}
+        for text in (self._reply, self.assistant.failed):
+            try:
+                event["wav"] = self._sound_of(text)
+                break
+            except UserError as error:
+                event.setdefault("problem", str(error))
+        yield event
+
+    def _sound_of(self, text: str) -> bytes:
+        """Return a WAV file in which a text is said.
+
+        Raises:
+            UserError: it cannot be.
+        """
         speak = self.assistant.speak
         if speak.model:
-            [answer] = self._ask("speak.model", self._reply)
-            sound = wav_of(answer["samples"], answer["rate"])
-        else:
-            spoken = self._reply.lstrip("- ")  # a program would take it for an option
-            words = [word.replace("{text}", spoken) for word in speak.command]
-            try:
-                done = subprocess.run(
-                    words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SPEAKING_SECONDS, check=False
-                )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise UserError(f"speak.command: {words[0]} cannot be run ({error}).") from error
-            if done.returncode or not done.stdout:
-                raise UserError(
-                    f"speak.command: {words[0]} ended with {done.returncode} and wrote {len(done.stdout)} bytes."
-                )
-            sound = done.stdout
-        yield {"stage": "spoke", "wav": sound}
+            [answer] = self._ask("speak.model", text)
+            return wav_of(answer["samples"], answer["rate"])
+        spoken = "".join(letter if letter.isprintable() else " " for letter in text)  # no program gets a zero byte
+        spoken = spoken.lstrip("- ")  # it would take it for an option
+        words = [word.replace("{text}", spoken) for word in speak.command]
+        try:
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SPEAKING_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UserError(f"speak.command: {words[0]} cannot be run ({error}).") from error
+        if done.returncode or not done.stdout:
+            raise UserError(
+                f"speak.command: {words[0]} ended with {done.returncode} and wrote {len(done.stdout)} bytes."
+            )
+        return done.stdout
 
     # -- what the stages ask -----------------------------------------------------------------------------------------
 

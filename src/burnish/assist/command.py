@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,7 +50,10 @@ def assist(
     """
     from burnish.api import load_torch
     from burnish.assist.settings import read_assistant
+    from burnish.errors import UserError
 
+    if bool(said) + microphone + (serve is not None) > 1:
+        raise UserError("Give sounds and texts, --microphone or --serve, one of the three.")
     assistant = read_assistant(Path(file))
     load_torch()
     from burnish.assist.chain import Chain
@@ -61,7 +65,7 @@ def assist(
     spoken = 0
     for utterance in _streamed(chain) if microphone else _utterances(chain, said):
         for event in chain.respond(utterance):
-            if event["stage"] == "spoke":
+            if "wav" in event:
                 spoken += 1
                 event["wav"] = _heard_by_people(event["wav"], assistant.speak.play, replies, spoken)
             print(_line(event, json), flush=True)
@@ -76,16 +80,32 @@ def _serve(chain: Chain, port: int) -> None:
 
 
 def _utterances(chain: Chain, said: tuple[str, ...]) -> Iterator[str | np.ndarray]:
-    """Yield what was said, as texts or as samples."""
+    """Yield what was said, as texts or as samples.
+
+    Raises:
+        UserError: the file of a sound is missing, or it cannot be decoded.
+    """
     from burnish.assist.serve import utterances
     from burnish.data.sounds import Sound
+    from burnish.data.sources.sound import SoundSource
+    from burnish.errors import UserError
 
-    for given in said or (line.rstrip("\n") for line in sys.stdin):
-        path = Path(given).expanduser()
-        if len(given) < 4_096 and path.is_file():
-            yield from utterances(chain, Sound(given, path))
+    for given in said or _lines():
+        path = os.path.expanduser(given)
+        if os.path.isfile(path):  # unlike Path's, these take any text for a name
+            yield from utterances(chain, Sound(given, Path(path)))
+        elif len(given.split()) == 1 and given.lower().endswith(SoundSource.endings):
+            raise UserError(f"{given}: no such file.")
         else:
-            yield given
+            yield os.fsencode(given).decode("utf-8", "replace")
+
+
+def _lines() -> Iterator[str]:
+    """Yield the lines of standard input, decoded as arguments are."""
+    lines: Any = sys.stdin
+    lines.reconfigure(errors="surrogateescape")
+    for line in lines:
+        yield line.rstrip("\n")
 
 
 def _streamed(chain: Chain) -> Iterator[np.ndarray]:
@@ -138,4 +158,5 @@ def _line(event: Event, as_json: bool) -> str:
     shown: dict[str, Any] = {name: value for name, value in event.items() if name not in ("stage", "seconds")}
     said = shown.pop("text", None)
     rest = "  ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, {}, []))
-    return f"{event['stage']:<11}{event['seconds']:7.3f} s  " + "  ".join(filter(None, (said, rest)))
+    line = f"{event['stage']:<11}{event['seconds']:7.3f} s  " + "  ".join(filter(None, (said, rest)))
+    return "".join(letter if letter.isprintable() else " " for letter in line)  # a terminal obeys some of the others

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -37,19 +38,26 @@ class Server(ThreadingHTTPServer):
         port: 0 takes a free one.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is taken, or is none.
     """
 
     daemon_threads = True
 
     def __init__(self, chain: Chain, port: int):
         self.chain, self.lock = chain, threading.Lock()
+        if not 0 <= port < 2**16:
+            raise UserError(f"--serve: a port is a number from 0 to {2**16 - 1}, not {port}.")
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
             raise UserError(
                 f"--serve: port {port} cannot be had ({error.strerror}). Take another, or 0 for any."
             ) from error
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that went away; anything else is a bug, which keeps its traceback."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
@@ -79,15 +87,23 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "there are GET / and POST /talk")
             return
         size = self.headers.get("Content-Length", "")
-        if not size.isdecimal() or not 0 < int(size) <= _MOST_BYTES:
+        if not re.fullmatch("[0-9]{1,9}", size) or not 0 < int(size) <= _MOST_BYTES:
             self._refuse(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"give a body of 1 to {_MOST_BYTES} bytes and its Content-Length"
             )
             return
         body = self.rfile.read(int(size))
+        if len(body) < int(size):
+            self._refuse(HTTPStatus.BAD_REQUEST, f"the body ended after {len(body)} of its {size} bytes")
+            return
         kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind == "text/plain":
-            said: Any = body.decode("utf-8", "replace")[:_MOST_CHARACTERS]
+            said: Any = body.decode("utf-8", "replace")
+            if len(said) > _MOST_CHARACTERS:
+                self._refuse(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"give a text of at most {_MOST_CHARACTERS} characters"
+                )
+                return
         elif kind in ("audio/wav", "audio/x-wav", "audio/flac", "audio/ogg", "audio/mpeg"):
             said = body
         else:
@@ -98,13 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        try:
-            with self.server.lock:
-                for event in self._events(said):
-                    self._chunk(json.dumps(shown(event), ensure_ascii=False).encode() + b"\n")
-            self._chunk(b"")
-        except OSError:  # the client went away
-            self.close_connection = True
+        with self.server.lock:
+            for event in self._events(said):
+                self._chunk(json.dumps(shown(event), ensure_ascii=False).encode() + b"\n")
+        self._chunk(b"")
 
     def _events(self, said: str | bytes) -> Iterator[Event]:
         try:
@@ -121,7 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
         port = str(self.server.server_port)
         hosts = {*_HOSTS, *(f"{name}:{port}" for name in _HOSTS)}
         origin = self.headers.get("Origin")
-        if self.headers.get("Host", "") not in hosts or (origin is not None and urlsplit(origin).netloc not in hosts):
+        if self.headers.get("Host", "") not in hosts or (
+            origin is not None and origin.removeprefix("http://") not in hosts
+        ):
             self._refuse(HTTPStatus.FORBIDDEN, "this address answers its own page and programs of this machine only")
             return False
         return True

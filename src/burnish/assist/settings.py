@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from string import Formatter
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
 from burnish.config import Settings, Texts, read_recipe
-from burnish.errors import UserError
+from burnish.errors import UserError, nearest
 
 
 class Listening(Settings):
@@ -71,7 +73,7 @@ class Assistant(Settings):
     refuse: str = "I am sorry, I cannot help with that."
     """What is said where nothing fits, or to what is not safe."""
     failed: str = "I am sorry, that did not work."
-    """What is said where a program fails."""
+    """What is said where a program fails, or where the reply cannot be spoken."""
     silent: str = "I did not hear anything."
     """What is said where no words are heard."""
 
@@ -80,16 +82,14 @@ def read_assistant(path: Path) -> Assistant:
     """Return the assistant that a YAML file describes.
 
     Raises:
-        UserError: the file cannot be read, a setting is wrong, or there is nothing to understand with.
+        UserError: the file cannot be read, a setting is wrong, a program is missing, or there is nothing to understand with.
     """
     values = read_recipe(path)
     try:
         found = Assistant.model_validate(values)
     except ValidationError as error:
-        problems = (
-            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors()
-        )
-        raise UserError(f"{path}: " + "; ".join(dict.fromkeys(problems)) + ".") from error
+        problems = dict.fromkeys(_sentence(dict(problem)) for problem in error.errors())
+        raise UserError(f"{path}: {' '.join(problems)}") from error
     if not (found.understand.intents or found.understand.chat):
         raise UserError(
             f"{path}: understand: give intents, a run of text-classification, or chat, one of text-generation."
@@ -103,19 +103,41 @@ def read_assistant(path: Path) -> Assistant:
             raise UserError(f"{path}: actions.{intent}.reply: give a text.")
         for text in (*action.reply, *action.run):
             slots_of(text, f"{path}: actions.{intent}")
+    programs = {f"actions.{intent}.run": action.run for intent, action in found.actions.items()}
+    for place, words in {**programs, "speak.command": found.speak.command, "speak.play": found.speak.play}.items():
+        if words and shutil.which(words[0]) is None:
+            raise UserError(
+                f"{path}: {place}: there is no program {words[0]!r}. Write a program and its words as a list."
+            )
     return found
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    """Return what pydantic found as a sentence that names the setting and, for an unknown one, the nearest known."""
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        groups = (Assistant, Listening, Understanding, Speaking, Action)
+        known = [setting for group in groups for setting in group.model_fields]
+        return f"{name}: unknown setting.{nearest(str(problem['loc'][-1]), known)}"
+    if problem["type"] == "model_type":
+        return f"{name}: give settings by their names, or leave it out."
+    return f"{name}: {problem['input']!r} {problem['msg'].removeprefix('Input ')}."
 
 
 def slots_of(text: str, where: str = "") -> list[str]:
     """Return the slots that a text has room for.
 
     Raises:
-        UserError: braces do not pair.
+        UserError: braces do not pair, or hold more than a name.
 
     >>> slots_of("{name} in the {area}")
     ['name', 'area']
     """
     try:
-        return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+        fields = [field for field in Formatter().parse(text) if field[1] is not None]
+        for _, name, form, turned in fields:
+            if form or turned or not re.fullmatch(r"[^\W\d][\w-]*", str(name)):
+                raise ValueError("a slot is a name and nothing else")
+        return [str(name) for _, name, _, _ in fields]
     except ValueError as error:
         raise UserError(f"{where}: {text!r}: {error}. Write a slot as {{name}}, a brace as {{{{.") from error
