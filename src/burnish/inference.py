@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from burnish.config import Config, ModelSettings, config_class, merge, normalise, parse
+from burnish.data.media import Medium
 from burnish.data.new_tokens import beginnings
 from burnish.data.prepare import Splits, encode, find_rows, read_rows
 from burnish.data.reader import content_of, load_reader
@@ -126,14 +127,14 @@ class Opened:
         config = parse(given, type(self.config), "settings")
         return self.task.predict(self.model, inputs, config.generate, seed)
 
-    def refuse_overwriting(self, asked: Sequence[Any], folder: Path) -> None:
+    def refuse_overwriting(self, asked: Sequence[Mapping[str, Any]], folder: Path) -> None:
         """Refuse a folder for pictures that holds what is asked about.
 
         Raises:
             UserError: names the folder.
         """
-        files = [Path(value) for one in asked for value in (one.values() if isinstance(one, Mapping) else (one,))]
-        if any(file.is_file() and file.resolve().parent == folder.resolve() for file in files):
+        media = (value.content for one in asked for value in one.values() if isinstance(value, Medium))
+        if any(isinstance(file, Path) and file.resolve().parent == folder.resolve() for file in media):
             raise UserError(
                 f"--pictures: {folder} holds images that are asked about; give another folder, or they would be lost."
             )

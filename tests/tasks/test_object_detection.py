@@ -440,7 +440,7 @@ def test_pictures_are_written_with_what_was_found(
     asked = [str(shapes / "000.png"), str(tmp_path / "others" / "000.png")]
     pictures = [one["picture"] for one in predict(str(tmp_path / "run"), asked, pictures=str(tmp_path / "both"))]
     assert [Path(one).name for one in pictures] == ["000.png", "000-2.png"] and all(map(os.path.isfile, pictures))
-    with pytest.raises(UserError, match="--pictures: .*others holds images that are asked about"):
+    with pytest.raises(UserError, match=r"--pictures: .*others holds images that are asked about"):
         list(predict(str(tmp_path / "run"), asked, pictures=str(tmp_path / "others")))
 
 
