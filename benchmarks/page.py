@@ -352,7 +352,8 @@ Fashion-MNIST (Xiao et al. 2017), two epochs of the recipe. {_IMAGES}"""
 
 _TEXTILES = f"""## Image classification: a head on a frozen backbone
 
-A fifth of the photographs of textiles, DINOv2's small model frozen, ten epochs of its head. {_IMAGES}"""
+A fifth of the photographs of textiles, two fifths of them held out, DINOv2's small model frozen, ten epochs of its
+head. {_IMAGES}"""
 
 _NUCLEI = f"""## Image segmentation: a small SegFormer from scratch
 
