@@ -53,7 +53,7 @@ class Opened:
         run = RunFolder(Path(target).expanduser())
         self.run = run if run.is_run else None
         stored: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.is_run else {}
-        overrides = normalise({**(settings or {}), "task": task or {}})
+        overrides = merge(normalise(settings or {}), normalise({"task": task or {}}))
         revision = (overrides.get("model") or {}).get("revision")
         self.folder = folder = model_folder(target, revision)
         told = overrides["task"].get("name") or (stored.get("task") or {}).get("name")
