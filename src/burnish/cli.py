@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,11 +99,11 @@ def _task_settings(words: Sequence[str]) -> type[TaskSettings]:
     """Return the settings class of the task that a command names, so that its own options are known."""
     from burnish.task import registry
 
-    if len(words) < 2 or words[1].startswith("-"):
+    if len(words) < 2 or words[0] not in ("train", "evaluate", "predict") or words[1].startswith("-"):
         return TaskSettings
     name: Any = words[1]
     if words[0] != "train":  # a run, unless the task of a model is given
-        given = " ".join(words).replace("--task=", "--task ").partition("--task ")[2].split()
+        given = [after for word, after in pairwise(words) if word == "--task"]
         refuse_missing(name)
         name = given[0] if given else str(RunFolder(Path(name).expanduser()).config)
     if name.lower().endswith((".yaml", ".yml")):

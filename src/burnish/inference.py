@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,9 @@ class Opened:
             raise UserError(f"--pictures: what {self.task.name} answers is not drawn on images. Leave it out.")
         from PIL import Image
 
-        stem, file, number = Path(answer["image"]).stem, folder / f"{Path(answer['image']).stem}.png", 1
-        while file in self._written:
-            number += 1
-            file = folder / f"{stem}-{number}.png"
+        stem = Path(answer["image"]).stem
+        names = chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in count(2)))
+        file = next(folder / name for name in names if folder / name not in self._written)
         self._written.add(file)
         try:
             folder.mkdir(parents=True, exist_ok=True)

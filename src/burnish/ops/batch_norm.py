@@ -81,5 +81,6 @@ def hold_batch_norm(model: nn.Module, rows: int | None = None) -> list[HeldBatch
     held = [module for module in model.modules() if type(module) in kinds and module.affine]  # type: ignore
     for module in held:
         module.__class__ = GroupBatchNorm if rows else HeldBatchNorm
-        module.rows, module.seen = rows, []  # type: ignore
+        if isinstance(module, GroupBatchNorm):
+            module.rows, module.seen = rows, []  # type: ignore
     return held  # type: ignore

@@ -197,10 +197,8 @@ class Optimizers:
             return
         trained = [parameter.detach() for parameter, _ in pairs]
         kept = [value.clone() for value in trained]
-        for value, (_, average) in zip(
-            trained, pairs, strict=True
-        ):  # one by one: parts of several ranks know no _foreach_copy_
-            value.copy_(average)
+        for value, (_, average) in zip(trained, pairs, strict=True):
+            value.copy_(average)  # one by one: parts of several ranks know no _foreach_copy_
         publish()
         try:
             yield

@@ -73,6 +73,7 @@ class ObjectDetection(ImageTask):
     name = "object-detection"
     Settings = ObjectDetectionSettings
     auto_class = "AutoModelForObjectDetection"
+    version = 2
     metric_names = SUMMARY
     lower_is_better = frozenset()
 
