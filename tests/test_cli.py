@@ -227,6 +227,8 @@ BAD_INPUTS: list[tuple[str, list[str]]] = [
     ("evaluate book.txt", ["book.txt", "folder or a Hub id"]),
     ("predict runs/nowhere text", ["runs/nowhere"]),
     ("evaluate {bert} --task text-classification --data.test reviews.csv", ["no trained layer"]),
+    ("assist ./nowhere.yaml hello", ["nowhere.yaml", "the recipe cannot be read"]),
+    ("predict ./nowhere hello --task.threshold 0.3", ["./nowhere: no such folder"]),
     ("evaluate {bert} --data.test reviews.csv", ["no column 'anchor'", "(--data.anchor, --data.positive)"]),
 ]  # fmt: skip
 
