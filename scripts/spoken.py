@@ -1,7 +1,8 @@
 """Commands to a home, spoken by many voices of two small synthesisers, Flite and eSpeak NG; voices and orders are held out.
 
-What is trained on is drawn word by word: a model that hears whole commands learns them by heart, and then hears them in
-commands of other word orders too (docs/log.md).
+What is trained on is drawn, word by word or a few words of commands at a time: a model that hears whole commands learns them by
+heart, and then hears them in commands of other word orders too; one that hears words alone does not know how they run together
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -38,17 +40,19 @@ ACCENTS = (
     "en-us", "en-us-nyc", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
 )  # fmt: skip
 #: Sentences of each voice.
-FLITE_COUNTS = {"train": 800, "validation": 0, "test": 200}
-ESPEAK_COUNTS = {"train": 32, "validation": 20, "test": 20}
+FLITE_COUNTS = {"train": 1_100, "validation": 0, "test": 200}
+ESPEAK_COUNTS = {"train": 44, "validation": 20, "test": 20}
 #: How much slower a voice of Flite speaks, and how much higher (a factor), from and to; those of eSpeak NG: words a minute,
 #: pitch and its range.
-STRETCH, SHIFT = (0.8, 1.3), (0.76, 1.32)
-PACES, PITCHES, RANGES = (130, 210), (25, 75), (20, 80)
+STRETCH, SHIFT = (0.75, 1.5), (0.76, 1.32)
+PACES, PITCHES, RANGES = (100, 220), (25, 75), (20, 80)
 #: Of speakers that are held out, whose pitch is their own.
 PACES_HELD_OUT, MIDDLE = (140, 190), 50
 #: Words of a sentence to train on.
 _FEWEST, _MOST = 2, 8
-#: Orders of words: of texts that say which words stand beside which, and of the test.
+#: Most pieces of commands in a sentence to train on.
+_PIECES = 3
+#: Orders of words: of texts that say which words stand beside which, and those that are held out.
 ORDERS = {
     "texts": (
         "turn {switch} the {room} {device}",
@@ -59,6 +63,12 @@ ORDERS = {
         "dim the {device} in the {room}",
         "is the {room} {device} {switch}",
         "{number} and {number} please",
+    ),
+    "validation": (
+        "turn {switch} the {device} in the {room} please",
+        "please dim the {room} {device}",
+        "please set the {room} {device} to {number}",
+        "the {device} in the {room} is {switch}",
     ),
     "test": (
         "please set the {device} in the {room} to {number}",
@@ -87,22 +97,55 @@ VOCABULARY = sorted(
 )
 
 
+def _shape(order: str) -> str:
+    """Return a regular expression of the commands in an order."""
+    for slot, words in WORDS.items():
+        order = order.replace(f"{{{slot}}}", f"(?:{'|'.join(words)})")
+    return rf"\b{order}\b"
+
+
+#: Commands in orders of words that are held out.
+_HELD_OUT = re.compile("|".join(_shape(order) for part in ("validation", "test") for order in ORDERS[part]))
+
+
 def drawn(count: int, seed: int) -> Iterator[str]:
-    """Yield some rows of words, each drawn by itself, the same for the same seed."""
-    draw = random.Random(seed)
-    for _ in range(count):
-        yield " ".join(draw.choices(VOCABULARY, k=draw.randint(_FEWEST, _MOST)))
+    """Yield some rows of words, the same for the same seed, without a command in an order that is held out.
+
+    Every other row has words drawn one by one, the rest pieces of commands in the orders of the texts.
+    """
+    draw, made = random.Random(seed), 0
+    while made < count:
+        if made % 2:
+            pieces = [_piece(draw) for _ in range(draw.randint(1, _PIECES))]
+            text = " ".join(word for piece in pieces for word in piece)
+        else:
+            text = " ".join(draw.choices(VOCABULARY, k=draw.randint(_FEWEST, _MOST)))
+        if not _HELD_OUT.search(text):
+            made += 1
+            yield text
 
 
 def commanded(part: str, count: int, seed: int) -> Iterator[str]:
     """Yield some commands in the word orders of a part, the same for the same seed."""
     draw = random.Random(seed)
     for number in range(count):
-        text = ORDERS[part][number % len(ORDERS[part])]
-        for slot, words in WORDS.items():
-            while f"{{{slot}}}" in text:
-                text = text.replace(f"{{{slot}}}", draw.choice(words), 1)
-        yield text
+        yield _filled(ORDERS[part][number % len(ORDERS[part])], draw)
+
+
+def _filled(order: str, draw: random.Random) -> str:
+    """Return a command in an order, its slots filled."""
+    for slot, words in WORDS.items():
+        while f"{{{slot}}}" in order:
+            order = order.replace(f"{{{slot}}}", draw.choice(words), 1)
+    return order
+
+
+def _piece(draw: random.Random) -> list[str]:
+    """Return words of a command in an order of the texts that follow one another, two or more but not all."""
+    words = _filled(draw.choice(ORDERS["texts"]), draw).split()
+    size = draw.randint(2, len(words) - 1)
+    start = draw.randint(0, len(words) - size)
+    return words[start : start + size]
 
 
 def program(archive: Path, target: Path) -> None:
@@ -150,8 +193,8 @@ def commands(flite: Path, library: Path, espeak: Path, target: Path) -> None:
 
 
 def _texts(part: str, count: int, seed: int) -> Iterator[str]:
-    """Yield what a voice says: commands where it is tested, else words drawn one by one."""
-    return commanded("test", count, seed) if part == "test" else drawn(count, seed)
+    """Yield what a voice says: commands in orders that are held out, or what is trained on."""
+    return drawn(count, seed) if part == "train" else commanded(part, count, seed)
 
 
 def jobs(part: str, folder: Path, draw: random.Random) -> Iterator[dict[str, Any]]:

@@ -178,7 +178,7 @@ class AugmentSettings(Settings):
     cutmix: float = Field(0.0, ge=0, le=10)
     """Paste a rectangle of the next image of the step over each; 1 is usual, 0 is off."""
     noise: float = Field(0.0, ge=0, le=10)
-    """Add noise to a sound: at most so loud beside it; 0.1 is 20 decibels below."""
+    """Add noise to a sound: at most so loud beside it, at least a thousandth of that; 0.1 is 20 decibels below."""
     gain: float = Field(0.0, ge=0, le=60)
     """Make it louder or softer by at most so many decibels."""
     speed: float = Field(0.0, ge=0, le=0.5)

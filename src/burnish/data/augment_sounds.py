@@ -9,6 +9,8 @@ from burnish.data.augment import chances
 
 #: Stretches that are silenced, and bands that are removed.
 _MASKS = 2
+#: Noise is up to so many powers of ten softer than its most: some sounds stay as clean as those that are asked about later.
+_QUIETEST = 3
 
 
 def is_on(settings: AugmentSettings) -> bool:
@@ -34,7 +36,7 @@ def varied(settings: AugmentSettings, samples: np.ndarray, rate: int, draw: int)
         samples = soxr.resample(samples, chances(draw, "speed").uniform(1 - settings.speed, 1 + settings.speed), 1.0)
     if settings.noise:
         random = chances(draw, "noise")
-        loud = random.uniform(0, settings.noise) * np.sqrt(np.square(samples).mean())
+        loud = settings.noise * 10 ** random.uniform(-_QUIETEST, 0) * np.sqrt(np.square(samples).mean())
         samples = samples + loud * random.standard_normal(len(samples), np.float32)
     if settings.mask_frequency:
         samples = _without_bands(samples, rate, settings.mask_frequency, chances(draw, "bands"))
