@@ -17,6 +17,7 @@ import pytest
 
 from helpers import ROOT, bars, patches, preferences, sentences, sentiment_rows, squad, tagged_rows
 from shapes import folder_of_shapes
+from tiny_speech_t5 import tiny_speech_t5
 from tones import folder_of_songs, folder_of_tones
 
 
@@ -161,6 +162,12 @@ def tones_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def songs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 80 sounds whose tones stand for letters, and a table of the texts."""
     return folder_of_songs(tmp_path_factory.mktemp("songs") / "songs", 80)
+
+
+@pytest.fixture(scope="session")
+def speech_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SpeechT5 that has learned nothing."""
+    return tiny_speech_t5(tmp_path_factory.mktemp("speech_t5") / "model")
 
 
 @pytest.fixture(scope="session")

@@ -124,6 +124,9 @@ class DataSettings(Settings):
     durations: str = "durations"
     """Column that holds the seconds that each character of the text takes in the sound, a list of numbers; a silent letter
     takes 0, and a pause belongs to the sign or blank it is at (text-to-speech)."""
+    speaker: str | None = None
+    """Column that holds a list of numbers which says who speaks, an x-vector (text-to-speech by a SpeechT5). Default: no
+    one in particular."""
     objects: str = "objects"
     """Column that holds what an image shows: {"bbox": [...], "category": [...]}, an entry for each object
     (object-detection)."""

@@ -24,13 +24,17 @@ ASKED: dict[str, list] = {
     ],
     "fill-mask": ["the good old [MASK]", "never a [MASK] stone"],
     "text-to-speech": ["ab cd", "dad"],
+    "text-to-speech/speecht5": ["ab cd", "dad"],
     "question-answering": [
         {"question": "Was the king good?", "context": "the good old king"},
         {"question": "Was the stone poor?", "context": "never a poor stone"},
     ],
 }
 """What is asked of tasks that need more than a text."""
-METRICS = {"image-segmentation/objects": {"map", "map_50", "map_75", "mean_recall"}}
+METRICS = {
+    "image-segmentation/objects": {"map", "map_50", "map_75", "mean_recall"},
+    "text-to-speech/speecht5": {"mel_error", "end_error", "loss"},
+}
 """Of what a task is with another kind of model: its name, what sets it apart, and what it measures then."""
 WORKS = sorted([*registry(), *METRICS])
 
@@ -55,6 +59,7 @@ def toy(
     patches_folder: Path,
     tones_folder: Path,
     songs_folder: Path,
+    speech_t5: Path,
 ) -> dict[str, dict]:
     """A small problem for each task: settings, and how far the loss must fall."""
     problems: dict[str, dict] = {
@@ -114,6 +119,13 @@ def toy(
             "task": {"seconds": 2},
             "train": {"length": "24 steps", "batch": 8},
             "optim": {"lr": 2e-3},
+        },
+        "text-to-speech/speecht5": {
+            "model": {"path": str(speech_t5)},
+            "data": {"train": str(songs_folder)},
+            "task": {"seconds": 2},
+            "train": {"length": "24 steps", "batch": 8},
+            "optim": {"lr": 5e-3},
         },
         "image-classification": {
             "model": {"preset": "vit-nano", "image_size": 16},

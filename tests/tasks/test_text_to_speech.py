@@ -70,6 +70,17 @@ def test_a_frame_knows_how_far_into_its_character_it_lies() -> None:
     assert (held.spectrogram[0, 1:] - held.spectrogram[0, :1]).abs().amax(1).min() > 1e-3
 
 
+def test_a_model_that_knows_nothing_stops() -> None:
+    """A text is at most 20 frames a character long, its characters as long beside each other as the model says."""
+    model, ids = small(), torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        model.lengths.weight.zero_()
+        model.lengths.bias.fill_(9.0)  # 8,102 frames each
+        assert torch.bincount(model(ids).places[0]).tolist() == [20, 20, 20]
+        model.lengths.bias.fill_(1.5)  # 3.5 frames each
+        assert model(ids).places.shape[1] == 10
+
+
 def test_rows_become_frames_of_each_character(songs_folder: Path, tmp_path: Path) -> None:
     """Characters and frames add up to the sound, and the cut between two letters lies where the tone changes."""
     session = session_of(

@@ -94,8 +94,14 @@ def make_writer(folder: Path, characters: Sequence[str], extractor: Any) -> Any:
 def _together(extractor: Any, tokenizer: Any) -> Any:
     import transformers
 
-    kinds = {"WhisperFeatureExtractor": "WhisperProcessor", "SeamlessM4TFeatureExtractor": "Wav2Vec2BertProcessor"}
-    return getattr(transformers, kinds.get(type(extractor).__name__, "Wav2Vec2Processor"))(extractor, tokenizer)
+    kinds = {
+        "WhisperFeatureExtractor": "WhisperProcessor",
+        "SeamlessM4TFeatureExtractor": "Wav2Vec2BertProcessor",
+        "SpeechT5Tokenizer": "SpeechT5Processor",
+    }
+    names = [type(part).__name__ for part in (tokenizer, extractor)]
+    kind = next((kinds[name] for name in names if name in kinds), "Wav2Vec2Processor")
+    return getattr(transformers, kind)(extractor, tokenizer)
 
 
 def content_of(reader: Any) -> str:

@@ -28,7 +28,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: holds no tokenizer ({', '.join(_FILES)}). Give --model.tokenizer.")
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         problem = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: holds no tokenizer that can be read ({problem}). Give --model.tokenizer."

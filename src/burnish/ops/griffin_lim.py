@@ -45,7 +45,10 @@ def griffin_lim(magnitudes: torch.Tensor, window: torch.Tensor, hop: int, seed: 
 
     Source: Griffin and Lim 1984, section III; Perraudin et al. 2013, algorithm 2.
     """
-    size = len(window)
+    size, frames = len(window), magnitudes.shape[1]
+    if frames <= size // hop:  # fewer than a window has are followed by silence
+        longer = torch.nn.functional.pad(magnitudes, (0, size // hop + 1 - frames))
+        return griffin_lim(longer, window, hop, seed)[: (frames - 1) * hop]
     draw = torch.Generator().manual_seed(seed)
     angles = torch.rand(magnitudes.shape, generator=draw).to(magnitudes.device) * (2 * torch.pi)
     phases, before = torch.polar(torch.ones_like(angles), angles), None

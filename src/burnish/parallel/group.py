@@ -7,6 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from burnish.errors import UserError
+
 
 class Group:
     """One process of a run, and the others.
@@ -110,11 +112,20 @@ class Ranks(Group):
         return found
 
     def shard(self, model: Any, layers: Any, precision: str) -> None:
-        """Spread by FSDP2, layer by layer. Source: Zhao et al. 2023 (PyTorch FSDP), section 3."""
+        """Spread by FSDP2, layer by layer. Source: Zhao et al. 2023 (PyTorch FSDP), section 3.
+
+        Raises:
+            UserError: a parameter is a single number, which cannot be spread.
+        """
         import torch
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        lone = next((name for name, value in model.named_parameters() if value.ndim == 0), None)
+        if lone is not None:
+            raise UserError(
+                f"parallel.ranks: {lone} is a single number, which several ranks cannot share. Train on one."
+            )
         mesh = init_device_mesh(self.kind, (self.size,))
         computed = torch.bfloat16 if precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Text to speech: a log-mel spectrum of each text, all at once, and samples of that."""
+"""Text to speech: a log-mel spectrum of each text, and samples of that."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import hashlib
 import re
 import textwrap
 import unicodedata
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
-from burnish.config import DataSettings, GenerateSettings, TaskSettings
+from burnish.config import DataSettings, GenerateSettings, TaskSettings, refuse_unused
 from burnish.data.media import Decode, Decoders
 from burnish.data.sounds import FULL, wav_of
 from burnish.data.spelling import plain, tidy
@@ -39,32 +41,22 @@ class TextToSpeechSettings(TaskSettings):
 
     seconds: int = Field(20, ge=1, le=60)
     """The longest sound that is learned from; a longer one is left out and listed."""
+    vocoder: str | None = None
+    """A SpeechT5's HiFi-GAN, a folder or Hub id, that makes samples of its spectra. Default: Griffin and Lim's way."""
 
 
-class TextToSpeech(MediaTask):
-    """A sound for each text: how long each character is, a spectrum of all at once, and samples that have it.
+class Speech(MediaTask):
+    """What every way to speak shares: rows of a text and its sound, spectra, and what is asked for.
 
-    The loss of a step is the absolute error of the log-mel spectrum, a mean over its bands, per frame, and the squared error
-    of log(1 + frames) per character. Samples are found by Griffin and Lim's way, a function of text, weights and seed.
-
-    Source: Ren et al. 2021 (FastSpeech 2), sections 2.2 and 2.3.
+    Samples are found by Griffin and Lim's way, a function of text, weights and seed, where no vocoder is given.
     """
 
-    name = "text-to-speech"
     reads = "audio"
     writes = True
     Settings = TextToSpeechSettings
     auto_class = "AutoModelForTextToSpectrogram"
-    metric_names = ("mel_error", "duration_error", "loss")
-    lower_is_better = frozenset({"mel_error", "duration_error", "loss"})
-
-    @classmethod
-    def suited(cls, config: Any, settings: Any) -> type[Task]:
-        if config.model_type != "fastspeech":
-            raise UserError(
-                f"model: a {config.model_type} does not learn {cls.name} here. Give --preset fastspeech-micro, or a run of one."
-            )
-        return cls
+    characters: frozenset[str]
+    """Those that can be said."""
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)
@@ -73,25 +65,194 @@ class TextToSpeech(MediaTask):
         """Samples a second."""
         self.hop: int = self.extractor.sample_stride
         """Samples between frames."""
-        self._known: dict[str, int] = self.words.get_vocab()
-        self._known = {letter: number for letter, number in self._known.items() if len(letter) == 1}
-        self._known[" "] = self._known.pop(self.words.word_delimiter_token)
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
-        return {"text": data.text, "audio": data.audio, "durations": data.durations}
+        return {"text": data.text, "audio": data.audio}
+
+    @staticmethod
+    def said(text: str) -> str:
+        """Return a text as a model learns to say it."""
+        return tidy(text)
 
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: TextToSpeechSettings) -> dict[str, Any]:
         """Return the characters of the texts, and the sign with which most of them end, if that is one."""
-        characters: set[str] = set()
-        ends: Counter[str] = Counter()
-        for row in rows:
-            text = said(row.values["text"])
-            characters.update(text)
-            ends[text[-1]] += 1
-        [(last, _)] = ends.most_common(1)
-        return {"characters": sorted(characters - {" "}), "end": "" if last.isalnum() else last}
+        texts = [cls.said(row.values["text"]) for row in rows]
+        [(last, _)] = Counter(text[-1] for text in texts).most_common(1)
+        return {"characters": sorted(set().union(*texts) - {" "}), "end": "" if last.isalnum() else last}
+
+    # -- rows to examples --------------------------------------------------------------------------------------------
+
+    def decoders(self, count: int | None = None) -> Decoders:
+        return Decoders(count, self.rate, self.settings.seconds)
+
+    def example(self, row: Row, decode: Decode) -> Example | str:
+        sound, text = row.values["audio"], self.said(row.values["text"])
+        samples = decode(sound, "sound")
+        if isinstance(samples, str):
+            return f"{sound.name} {samples}"
+        if len(samples) > self.settings.seconds * self.rate:  # decoded by whoever gave it
+            return f"{sound.name} is longer than {self.settings.seconds} seconds; cut it into pieces"
+        if strange := sorted(set(text) - self.characters):
+            return f"{sound.name}: its text holds {' '.join(strange[:10])}, which the model has no token for"
+        found = self.learned(row, text, samples)
+        return f"{sound.name}: {found}" if isinstance(found, str) else found
+
+    @abstractmethod
+    def learned(self, row: Row, text: str, samples: np.ndarray) -> Example | str:
+        """Return what is learned of a text of known characters and its int16 samples, or why there is nothing."""
+
+    def mels(self, samples: np.ndarray) -> np.ndarray:
+        """Return the log-mel spectrum of int16 samples: float32 [frames, mels]."""
+        heard = samples.astype(np.float32) / FULL
+        found = self.extractor(audio_target=heard, sampling_rate=self.rate, return_tensors="np")
+        return found["input_values"][0].astype(np.float32)
+
+    # -- predictions -------------------------------------------------------------------------------------------------
+
+    def asked_columns(self, data: DataSettings) -> dict[str, str]:
+        return {"text": data.text}
+
+    def predict(
+        self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
+    ) -> list[dict[str, Any]]:
+        answers = []
+        for given in asked:
+            pieces, left_out = self.pieces(given["text"])
+            samples = np.concatenate([self.spoken(model, piece, seed) for piece in pieces])
+            answer: dict[str, Any] = {"text": given["text"], "seconds": round(len(samples) / self.rate, 2)}
+            if left_out:
+                answer["left_out"] = left_out
+            if settings.sounds is None:
+                answer |= {"samples": samples.tolist()}
+            else:
+                answer["file"] = str(self._written(samples, given["text"], Path(settings.sounds)))
+            answers.append(answer | {"rate": self.rate})
+        return answers
+
+    def pieces(self, text: str) -> tuple[list[str], str]:
+        """Return what is said of a text, a sentence or less at once, and its characters that cannot be.
+
+        Raises:
+            UserError: none can be said.
+        """
+        whole = self._digits_named(self.said(text))
+        left_out = "".join(sorted(set(whole) - self.characters))
+        whole = tidy("".join(letter if letter in self.characters else " " for letter in whole))
+        whole = re.sub(r" (?=[.,?!:;])", "", whole)
+        if not any(letter.isalnum() for letter in whole):
+            raise UserError(f"The text {text[:40]!r} holds nothing that this model can say.")
+        found = [piece for sentence in _ENDS.split(whole) for piece in textwrap.wrap(sentence, _AT_ONCE)]
+        end = self.facts.get("end", "")
+        return [piece + end if piece[-1].isalnum() else piece for piece in found], left_out
+
+    def _digits_named(self, text: str) -> str:
+        """Return a text with the name of each digit in English, where digits are not learned and the name can be spelled."""
+
+        def named(found: re.Match[str]) -> str:
+            word = "point" if found[0] == "." else unicodedata.name(found[0]).split()[-1].lower()
+            return f" {word} " if set(word) <= self.characters else found[0]
+
+        digits = r"\d|(?<=\d)\.(?=\d)"
+        return text if any(letter.isdigit() for letter in self.characters) else re.sub(digits, named, text)
+
+    @abstractmethod
+    def spoken(self, model: Any, text: str, seed: int) -> np.ndarray:
+        """Return the samples of a text of known characters: float32 from -1 to 1."""
+
+    @cached_property
+    def vocoder(self) -> Any:
+        """What makes samples of spectra; None: Griffin and Lim's way.
+
+        Raises:
+            UserError: it is no vocoder for these spectra.
+        """
+        from burnish.models.speaking import load_vocoder
+
+        name = self.settings.vocoder
+        return None if name is None else load_vocoder(name, self.extractor.num_mel_bins, self.rate)
+
+    def samples_of(self, mels: torch.Tensor, seed: int) -> np.ndarray:
+        """Return samples with a log-mel spectrum [frames, mels]: float32 from -1 to 1, a function of it and the seed.
+
+        Raises:
+            UserError: the vocoder that is to make them is none.
+        """
+        import torch
+
+        from burnish.ops.griffin_lim import griffin_lim, magnitudes_of
+
+        if self.vocoder is not None:
+            with torch.inference_mode():
+                return self.vocoder(mels).clamp(-1, 1).numpy()
+        filters = torch.from_numpy(self.extractor.mel_filters).float()
+        magnitudes = magnitudes_of(10**mels.T, filters)
+        window = torch.from_numpy(self.extractor.window).float()
+        return griffin_lim(magnitudes, window, self.hop, seed).clamp(-1, 1).numpy()
+
+    def _written(self, samples: np.ndarray, text: str, folder: Path) -> Path:
+        """Write samples into a folder under a name made of their text, and return their file.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        file = folder / f"{'-'.join(plain(text).replace(chr(39), '').split())[:40]}-{digest}.wav"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(wav_of(samples, self.rate))
+        except OSError as error:
+            raise UserError(f"generate.sounds: {file} cannot be written ({error.strerror}).") from error
+        return file
+
+
+class TextToSpeech(Speech):
+    """A sound for each text: how long each character is, a spectrum of all at once, and samples that have it.
+
+    The loss of a step is the absolute error of the log-mel spectrum, a mean over its bands, per frame, and the squared error
+    of log(1 + frames) per character.
+
+    Source: Ren et al. 2021 (FastSpeech 2), sections 2.2 and 2.3.
+    """
+
+    name = "text-to-speech"
+    metric_names = ("mel_error", "duration_error", "loss")
+    lower_is_better = frozenset({"mel_error", "duration_error", "loss"})
+
+    @classmethod
+    def suited(cls, config: Any, settings: Any) -> type[Task]:
+        if config.model_type == "speecht5":
+            from burnish.tasks.speech_t5 import SpeechT5
+
+            return type(cls.__name__, (SpeechT5,), {"name": cls.name, "config": config, "__doc__": SpeechT5.__doc__})
+        if config.model_type != "fastspeech":
+            raise UserError(
+                f"model: a {config.model_type} does not learn {cls.name} here. Give --preset fastspeech-micro, a SpeechT5, or "
+                "a run of one."
+            )
+        refuse_unused("task", settings, ("vocoder",), "a fastspeech's spectra are not those it knows. Leave it out.")
+        return cls
+
+    def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
+        super().__init__(settings, tokenizer, facts)
+        known: dict[str, int] = self.words.get_vocab()
+        self._known = {letter: number for letter, number in known.items() if len(letter) == 1}
+        self._known[" "] = self._known.pop(self.words.word_delimiter_token)
+        self.characters = frozenset(self._known)
+
+    @classmethod
+    def columns(cls, data: DataSettings) -> dict[str, str]:
+        return super().columns(data) | {"durations": data.durations}
+
+    @staticmethod
+    def said(text: str) -> str:
+        """Return a text as a model learns to say it: in lower case, one blank between words, apostrophes straight.
+
+        >>> TextToSpeech.said(" It\u2019s  5 O'Clock!")
+        "it's 5 o'clock!"
+        """
+        return tidy(text).lower().replace("\u2019", "'")
 
     def model_options(self) -> dict[str, Any]:
         return {
@@ -112,31 +273,13 @@ class TextToSpeech(MediaTask):
 
     # -- rows to examples --------------------------------------------------------------------------------------------
 
-    def decoders(self, count: int | None = None) -> Decoders:
-        return Decoders(count, self.rate, self.settings.seconds)
-
-    def example(self, row: Row, decode: Decode) -> Example | str:
-        sound, text = row.values["audio"], said(row.values["text"])
-        samples = decode(sound, "sound")
-        if isinstance(samples, str):
-            return f"{sound.name} {samples}"
-        if len(samples) > self.settings.seconds * self.rate:  # decoded by whoever gave it
-            return f"{sound.name} is longer than {self.settings.seconds} seconds; cut it into pieces"
-        strange = sorted(set(text) - self._known.keys())
-        if strange:
-            return f"{sound.name}: its text holds {' '.join(strange[:10])}, which the model has no token for"
+    def learned(self, row: Row, text: str, samples: np.ndarray) -> Example | str:
         mels = self.mels(samples)
         frames = self.frames_of(row.values["durations"], text, len(samples) / self.rate, len(mels))
         if isinstance(frames, str):
-            return f"{sound.name}: {frames}"
+            return frames
         ids = np.array([self._known[letter] for letter in text])
         return {"ids": ids, "durations": frames, "mels": mels.ravel(), "positions": np.array([len(mels)])}
-
-    def mels(self, samples: np.ndarray) -> np.ndarray:
-        """Return the log-mel spectrum of int16 samples: float32 [frames, mels]."""
-        heard = samples.astype(np.float32) / FULL
-        found = self.extractor(audio_target=heard, sampling_rate=self.rate, return_tensors="np")
-        return found["input_values"][0].astype(np.float32)
 
     def frames_of(self, durations: Any, text: str, seconds: float, frames: int) -> np.ndarray | str:
         """Return the frames of each character of a text, all of them together those of its sound, or why there are none.
@@ -214,52 +357,6 @@ class TextToSpeech(MediaTask):
 
     # -- predictions -------------------------------------------------------------------------------------------------
 
-    def asked_columns(self, data: DataSettings) -> dict[str, str]:
-        return {"text": data.text}
-
-    def predict(
-        self, model: Any, asked: Sequence[Mapping[str, Any]], settings: GenerateSettings, seed: int
-    ) -> list[dict[str, Any]]:
-        answers = []
-        for given in asked:
-            pieces, left_out = self.pieces(given["text"])
-            samples = np.concatenate([self.spoken(model, piece, seed) for piece in pieces])
-            answer: dict[str, Any] = {"text": given["text"], "seconds": round(len(samples) / self.rate, 2)}
-            if left_out:
-                answer["left_out"] = left_out
-            if settings.sounds is None:
-                answer |= {"samples": samples.tolist()}
-            else:
-                answer["file"] = str(self._written(samples, given["text"], Path(settings.sounds)))
-            answers.append(answer | {"rate": self.rate})
-        return answers
-
-    def pieces(self, text: str) -> tuple[list[str], str]:
-        """Return what is said of a text, a sentence or less at once, and its characters that cannot be.
-
-        Raises:
-            UserError: none can be said.
-        """
-        whole = self._digits_named(said(text))
-        left_out = "".join(sorted(set(whole) - self._known.keys()))
-        whole = tidy("".join(letter if letter in self._known else " " for letter in whole))
-        whole = re.sub(r" (?=[.,?!:;])", "", whole)
-        if not any(letter.isalnum() for letter in whole):
-            raise UserError(f"The text {text[:40]!r} holds nothing that this model can say.")
-        found = [piece for sentence in _ENDS.split(whole) for piece in textwrap.wrap(sentence, _AT_ONCE)]
-        end = self.facts.get("end", "")
-        return [piece + end if piece[-1].isalnum() else piece for piece in found], left_out
-
-    def _digits_named(self, text: str) -> str:
-        """Return a text with the name of each digit in English, where digits are not learned and the name can be spelled."""
-
-        def named(found: re.Match[str]) -> str:
-            word = "point" if found[0] == "." else unicodedata.name(found[0]).split()[-1].lower()
-            return f" {word} " if set(word) <= self._known.keys() else found[0]
-
-        digits = r"\d|(?<=\d)\.(?=\d)"
-        return text if any(letter.isdigit() for letter in self._known) else re.sub(digits, named, text)
-
     def spoken(self, model: Any, text: str, seed: int) -> np.ndarray:
         """Return the samples of a text of known characters: float32 from -1 to 1."""
         import torch
@@ -268,38 +365,3 @@ class TextToSpeech(MediaTask):
         with torch.inference_mode():
             mels = model(input_ids=ids).spectrogram[0].float().cpu()
         return self.samples_of(mels, seed)
-
-    def samples_of(self, mels: torch.Tensor, seed: int) -> np.ndarray:
-        """Return samples with a log-mel spectrum [frames, mels]: float32 from -1 to 1, a function of it and the seed."""
-        import torch
-
-        from burnish.ops.griffin_lim import griffin_lim, magnitudes_of
-
-        filters = torch.from_numpy(self.extractor.mel_filters).float()
-        magnitudes = magnitudes_of(10**mels.T, filters)
-        window = torch.from_numpy(self.extractor.window).float()
-        return griffin_lim(magnitudes, window, self.hop, seed).clamp(-1, 1).numpy()
-
-    def _written(self, samples: np.ndarray, text: str, folder: Path) -> Path:
-        """Write samples into a folder under a name made of their text, and return their file.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
-        file = folder / f"{'-'.join(plain(text).replace(chr(39), '').split())[:40]}-{digest}.wav"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(wav_of(samples, self.rate))
-        except OSError as error:
-            raise UserError(f"generate.sounds: {file} cannot be written ({error.strerror}).") from error
-        return file
-
-
-def said(text: str) -> str:
-    """Return a text as a model learns to say it: in lower case, one blank between words, apostrophes straight.
-
-    >>> said(" It\u2019s  5 O'Clock!")
-    "it's 5 o'clock!"
-    """
-    return tidy(text).lower().replace("\u2019", "'")

@@ -16,6 +16,9 @@ from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+#: Frames a character that are said at most, of all of a text: one that has hardly learned would speak for minutes.
+_MOST_FRAMES = 20
+
 
 @strict
 class FastSpeechConfig(PretrainedConfig):
@@ -145,7 +148,7 @@ class FastSpeechForTextToSpectrogram(FastSpeechPreTrainedModel):
             input_ids: characters, [rows, characters].
             attention_mask: which of them are, 1 or 0.
             places: the character of each frame, -1 behind the end of a row, [rows, frames]. None: they follow from the
-                lengths that the model gives the characters, each row at least a frame.
+                lengths that the model gives the characters, each row at least a frame and at most 20 a character.
         """
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         hidden = self.embeddings(input_ids)
@@ -157,6 +160,7 @@ class FastSpeechForTextToSpectrogram(FastSpeechPreTrainedModel):
         log_durations = self.lengths(self.lengths_norm(functional.gelu(near))).squeeze(-1)
         if places is None:
             ends = (log_durations.float().expm1().clamp_min(0) * real).cumsum(1)
+            ends = ends * (_MOST_FRAMES * real.sum(1, keepdim=True) / ends[:, -1:].clamp_min(1e-9)).clamp(max=1)
             ends = ends.round().long()
             ends[:, -1].clamp_(min=1)
             places = places_of(ends.diff(dim=1, prepend=ends.new_zeros(len(ends), 1)))
