@@ -118,6 +118,8 @@ class Task(ABC):
     extractor does."""
     writes: ClassVar[bool] = False
     """Whether sounds are said in text, or text in sounds, so that its reader has a tokenizer too."""
+    ends: ClassVar[bool] = False
+    """Whether a text that it writes ends with a token."""
     auto_classes: ClassVar[tuple[str, ...]] = ()
     """Others that do this task too, by `suited`."""
     augment: AugmentSettings = AugmentSettings()

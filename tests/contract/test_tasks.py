@@ -32,6 +32,7 @@ ASKED: dict[str, list] = {
 }
 """What is asked of tasks that need more than a text."""
 METRICS = {
+    "automatic-speech-recognition/whisper": {"wer", "cer", "loss"},
     "image-segmentation/objects": {"map", "map_50", "map_75", "mean_recall"},
     "text-to-speech/speecht5": {"mel_error", "end_error", "loss"},
 }
@@ -111,6 +112,14 @@ def toy(
             "task": {"seconds": 2},
             "augment": {"noise": 0.1, "speed": 0.1, "mask_frequency": 0.05},
             "train": {"length": "22 steps", "batch": 8},
+            "optim": {"lr": 2e-3},
+        },
+        "automatic-speech-recognition/whisper": {
+            "model": {"preset": "whisper-nano"},
+            "data": {"train": str(songs_folder), "holdout": "10%"},
+            "task": {"seconds": 2},
+            "augment": {"noise": 0.1, "speed": 0.1},
+            "train": {"length": "22 steps", "batch": 4},
             "optim": {"lr": 2e-3},
         },
         "text-to-speech": {

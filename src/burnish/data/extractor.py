@@ -12,8 +12,10 @@ from burnish.data.processor import FILES
 from burnish.errors import UserError
 from burnish.run import save_whole
 
-#: The token that is no character: nothing new is said. And what stands for the blank between words.
-BLANK, BETWEEN = "<pad>", "|"
+#: The token that is no character: nothing new is said. What stands for the blank between words, and for a text's end.
+BLANK, BETWEEN, END = "<pad>", "|", "</s>"
+#: Positions that a Whisper's encoder has for a second.
+_POSITIONS = 50
 #: The softest mel that a model learns to say.
 _SILENCE = 1e-4
 
@@ -41,14 +43,18 @@ def load_extractor(folder: Path) -> Any:
 def make_extractor(options: Mapping[str, Any]) -> Any:
     """Return the feature extractor of a model from scratch: log-mel spectra.
 
-    Of one that hears some are one frame, 80 numbers for each. One that speaks makes them as SpeechT5 and its vocoders have
-    them, with silence not far below what is heard.
+    Of one that hears some are one frame, 80 numbers for each; a Whisper hears as many seconds at once as its encoder has
+    positions for. One that speaks makes them as SpeechT5 and its vocoders have them, with silence not far below what is
+    heard.
 
     Args:
         options: of the model's config.
     """
-    from transformers import SeamlessM4TFeatureExtractor, SpeechT5FeatureExtractor
+    from transformers import SeamlessM4TFeatureExtractor, SpeechT5FeatureExtractor, WhisperFeatureExtractor
 
+    if "max_source_positions" in options:
+        seconds = options["max_source_positions"] // _POSITIONS
+        return WhisperFeatureExtractor(feature_size=options["num_mel_bins"], chunk_length=seconds)
     if "num_mel_bins" in options:
         return SpeechT5FeatureExtractor(num_mel_bins=options["num_mel_bins"], mel_floor=_SILENCE)
     return SeamlessM4TFeatureExtractor(stride=options["feature_projection_input_dim"] // 80)
@@ -63,8 +69,11 @@ def load_writer(folder: Path, extractor: Any) -> Any:
     return _together(extractor, text.load_tokenizer(folder))
 
 
-def make_writer(folder: Path, characters: Sequence[str], extractor: Any) -> Any:
+def make_writer(folder: Path, characters: Sequence[str], extractor: Any, ends: bool = False) -> Any:
     """Return a feature extractor together with a tokenizer of single characters, stored in `folder` whole or not at all.
+
+    Args:
+        ends: whether a token ends a text.
 
     Raises:
         UserError: it cannot be written there.
@@ -73,12 +82,13 @@ def make_writer(folder: Path, characters: Sequence[str], extractor: Any) -> Any:
 
     from transformers import Wav2Vec2CTCTokenizer
 
-    tokens = [BLANK, "<unk>", BETWEEN, *characters]
+    end = END if ends else None
+    tokens = [BLANK, "<unk>", BETWEEN, *characters, *([END] if ends else [])]
     with TemporaryDirectory() as temporary:
         vocabulary = Path(temporary) / "vocab.json"
         vocabulary.write_text(json.dumps({token: number for number, token in enumerate(tokens)}, ensure_ascii=False))
         made = Wav2Vec2CTCTokenizer(
-            str(vocabulary), bos_token=None, eos_token=None, pad_token=BLANK, word_delimiter_token=BETWEEN
+            str(vocabulary), bos_token=None, eos_token=end, pad_token=BLANK, word_delimiter_token=BETWEEN
         )
     if not folder.is_dir():
         try:
@@ -95,7 +105,8 @@ def _together(extractor: Any, tokenizer: Any) -> Any:
     import transformers
 
     kinds = {
-        "WhisperFeatureExtractor": "WhisperProcessor",
+        "WhisperTokenizer": "WhisperProcessor",
+        "WhisperTokenizerFast": "WhisperProcessor",
         "SeamlessM4TFeatureExtractor": "Wav2Vec2BertProcessor",
         "SpeechT5Tokenizer": "SpeechT5Processor",
     }

@@ -127,8 +127,8 @@ def _find_listener(
         raise UserError(f"{source}: holds no tokenizer. Give --model.tokenizer.")
     characters = facts["characters"]
     say(f"learning to write {len(characters)} characters: {' '.join(characters)}")
-    folder = cache_dir() / "tokenizers" / fingerprint(characters, "characters 1")
-    return sounds.make_writer(folder, characters, extractor)
+    folder = cache_dir() / "tokenizers" / fingerprint(characters, task.ends, "characters 1")
+    return sounds.make_writer(folder, characters, extractor, task.ends)
 
 
 def content_of(task: type[Task], reader: Any) -> str:

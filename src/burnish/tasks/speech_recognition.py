@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,8 +89,14 @@ class Recognition(AudioTask):
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: SpeechRecognitionSettings) -> dict[str, Any]:
         """Return the characters of the texts."""
-        write = tidy if settings.normalise == "none" else plain
-        return {"characters": sorted({letter for row in rows for letter in write(row.values["text"])} - {" "})}
+        return {
+            "characters": sorted({letter for row in rows for letter in cls.rule(settings)(row.values["text"])} - {" "})
+        }
+
+    @classmethod
+    def rule(cls, settings: SpeechRecognitionSettings) -> Callable[[str], str]:
+        """Return what makes a text one to learn."""
+        return tidy if settings.normalise == "none" else plain
 
     def model_options(self) -> dict[str, Any]:
         return super().model_options() | {
@@ -108,10 +114,9 @@ class Recognition(AudioTask):
 
     def learned(self, text: str) -> str:
         """Return a text as the model shall write it."""
-        if self.settings.normalise == "none":
-            return tidy(text)
-        text, known = plain(text), self.words.get_vocab()
-        return text.upper() if "A" in known and "a" not in known else text
+        text, known = self.rule(self.settings)(text), self.words.get_vocab()
+        shouts = self.settings.normalise != "none" and "A" in known and "a" not in known
+        return text.upper() if shouts else text
 
     def compared(self, text: str) -> str:
         """Return a text as it is compared."""
@@ -131,7 +136,7 @@ class Recognition(AudioTask):
         """Return the text of tokens without repeats and blanks."""
         between = getattr(self.words, "word_delimiter_token", None)
         if between is None:
-            return self.words.decode(list(ids), skip_special_tokens=True)
+            return self.words.decode(list(ids), skip_special_tokens=True).strip()
         return "".join(self.words.convert_ids_to_tokens(list(ids))).replace(between, " ").strip()
 
     # -- rows to examples --------------------------------------------------------------------------------------------
@@ -316,6 +321,7 @@ class _Writing(Recognition):
     """A text for each sound, written a token after another by a decoder that sees what an encoder hears."""
 
     auto_class = "AutoModelForSpeechSeq2Seq"
+    ends = True
     _heard: tuple[Batch, dict[str, Any]] | None = None
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
@@ -332,7 +338,16 @@ class _Writing(Recognition):
 
     @classmethod
     def learn(cls, rows: Iterable[Row], settings: SpeechRecognitionSettings) -> dict[str, Any]:
-        return {}  # its tokenizer comes with it
+        return super().learn(rows, settings) if cls._new() else {}  # else its tokenizer comes with it
+
+    @classmethod
+    def rule(cls, settings: SpeechRecognitionSettings) -> Callable[[str], str]:
+        return plain if settings.normalise == "plain" else tidy
+
+    @classmethod
+    def _new(cls) -> bool:
+        """Return whether the model is from scratch, so that it has no tokens of its own."""
+        return cls.config.bos_token_id is None
 
     @property
     def several(self) -> bool:
@@ -341,7 +356,8 @@ class _Writing(Recognition):
     @cached_property
     def before(self) -> list[int]:
         """The tokens before an answer."""
-        return list(getattr(self.words, "prefix_tokens", None) or [self.config.decoder_start_token_id])
+        first = self.blank if self._new() else self.config.decoder_start_token_id
+        return list(getattr(self.words, "prefix_tokens", None) or [first])
 
     @property
     def room(self) -> int:
@@ -350,7 +366,10 @@ class _Writing(Recognition):
         return next((limit for limit in limits if isinstance(limit, int)), 448)
 
     def model_options(self) -> dict[str, Any]:
-        return AudioTask.model_options(self)
+        own = {"bos_token_id": self.blank, "pad_token_id": self.blank, "decoder_start_token_id": self.blank}
+        own |= {"vocab_size": len(self.words), "eos_token_id": self.words.eos_token_id}
+        own |= {"suppress_tokens": None, "begin_suppress_tokens": None}
+        return AudioTask.model_options(self) | (own if self._new() else {})
 
     def check(self, model: Any) -> None:
         from burnish.models.logits import whole_logits
@@ -363,17 +382,11 @@ class _Writing(Recognition):
 
         return {**super().largest(features), "decoder_input_ids": torch.zeros(1, 8, dtype=torch.long)}
 
-    def learned(self, text: str) -> str:
-        return plain(text) if self.settings.normalise == "plain" else tidy(text)
-
     def ids_of(self, text: str) -> list[int] | str:
         ids = list(self.words(self.learned(text), add_special_tokens=False)["input_ids"])
         if self.words.unk_token_id in ids and self.words.unk_token_id != self.words.eos_token_id:
             return "holds characters that the tokenizer does not know"
         return [*ids, self.words.eos_token_id] if ids else "says nothing"
-
-    def spell(self, ids: Sequence[int]) -> str:
-        return self.words.decode(list(ids), skip_special_tokens=True).strip()
 
     def misfit(self, heard: Example, ids: Sequence[int]) -> str | None:
         needed = len(self.before) + len(ids) - 1
@@ -473,7 +486,8 @@ class _Writing(Recognition):
     def _words(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Return between which tokens each word stands: a token that begins with a blank begins a word."""
         tokens = self.words.convert_ids_to_tokens(list(ids))
-        starts = [place for place, token in enumerate(tokens) if not place or token.startswith(_BLANKS)]
+        blanks = (*_BLANKS, getattr(self.words, "word_delimiter_token", _BLANKS[0]))
+        starts = [place for place, token in enumerate(tokens) if not place or token.startswith(blanks)]
         return list(pairwise([*starts, len(ids)]))
 
 
