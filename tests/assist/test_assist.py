@@ -279,7 +279,7 @@ def whole(
         "listen": {"model": ears},
         "understand": {"intents": intents, "slots": slots, "certain": 0},
         "speak": {"model": voice},
-        "actions": {label: {"reply": ["{WATER}", "dad"]} for label in ("positive", "negative")},
+        "actions": {label: {"reply": ["{WATER}", "{PERSON}", "dad"]} for label in ("positive", "negative")},
         "failed": "bad",
     }
     (folder / "home.yaml").write_text(yaml.safe_dump(given))
@@ -295,9 +295,10 @@ def test_each_stage_takes_what_the_one_before_found(whole: Path, tmp_path: Path)
     """From sound to sound, the same in a terminal and over HTTP; what is heard is understood as if it were read."""
     sound = wav_of(np.concatenate([0 * tone(0.5), tone(1), 0 * tone(1)]), RATE)
     (tmp_path / "said.wav").write_bytes(sound)
-    done = command("assist", whole, "--json", "--replies", tmp_path, tmp_path / "said.wav", "the king saw a river")
+    said = tmp_path / "said.wav", "the king saw a river", "the old garden"
+    done = command("assist", whole, "--json", "--replies", tmp_path, *said)
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    heard, read = events[:5], events[5:]
+    heard, read, half_said = events[:5], events[5:9], events[9:]
     with served(whole) as server:
         streamed = talked(server, sound, "audio/wav")
         written = talked(server, heard[0]["text"].encode(), "text/plain")
@@ -310,6 +311,7 @@ def test_each_stage_takes_what_the_one_before_found(whole: Path, tmp_path: Path)
     assert read[0]["slots"]["WATER"] == "river" and read[1]["text"] == "river"
     assert "'river' holds nothing that this model can say" in read[2]["problem"]
     assert (tmp_path / "2.wav").read_bytes() == bad, "said instead"
+    assert half_said[1]["text"] == "old" and half_said[2]["left_out"] == "lo" and "left_out" not in heard[3]
 
 
 def test_a_microphone_and_silence(whole: Path, tmp_path: Path) -> None:
@@ -328,7 +330,7 @@ def test_a_microphone_and_silence(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_program_that_cannot_speak_is_named(home: Path, texts: dict[str, str], tmp_path: Path) -> None:
-    assert Chain(read_assistant(home))._sound_of("-a\0b").startswith(b"RIFF"), "a zero byte is left out"
+    assert Chain(read_assistant(home))._sound_of_program("-a\0b").startswith(b"RIFF"), "a zero byte is left out"
     given = yaml.safe_load(home.read_text())
     given["speak"]["command"] = [sys.executable, "-c", "raise SystemExit(3)", "{text}"]
     (tmp_path / "home.yaml").write_text(yaml.safe_dump(given))

@@ -19,8 +19,8 @@ from burnish.errors import UserError, nearest
 from burnish.inference import Opened, open_model
 
 Event = dict[str, Any]
-"""What a stage found: its name in `stage`, its `seconds`, and more; `wav` of speech is the bytes of a file. What went wrong
-is in `problem`."""
+"""What a stage found: its name in `stage`, its `seconds`, and more; `wav` of speech is the bytes of a file, `left_out` the
+letters that are not in it. What went wrong is in `problem`."""
 
 #: The label of a guard for what is declined.
 UNSAFE = "unsafe"
@@ -178,25 +178,33 @@ class Chain:
         event: Event = {"stage": "spoke"}
         for text in (self._reply, self.assistant.failed):
             try:
-                event["wav"] = self._sound_of(text)
+                event |= self._spoken(text)
                 break
             except UserError as error:
                 event.setdefault("problem", str(error))
         yield event
 
-    def _sound_of(self, text: str) -> bytes:
-        """Return a WAV file in which a text is said.
+    def _spoken(self, text: str) -> Event:
+        """Return a text as a sound in `wav`, and those of its letters that the voice does not know in `left_out`.
 
         Raises:
-            UserError: it cannot be.
+            UserError: it cannot be said.
         """
-        speak = self.assistant.speak
-        if speak.model:
-            [answer] = self._ask("speak.model", text)
-            return wav_of(answer["samples"], answer["rate"])
+        if "speak.model" not in self._parts:
+            return {"wav": self._sound_of_program(text)}
+        [answer] = self._ask("speak.model", text)
+        left_out = {"left_out": answer["left_out"]} if "left_out" in answer else {}
+        return {"wav": wav_of(answer["samples"], answer["rate"]), **left_out}
+
+    def _sound_of_program(self, text: str) -> bytes:
+        """Return the WAV file that a program writes of a text.
+
+        Raises:
+            UserError: it writes none.
+        """
         spoken = "".join(letter if letter.isprintable() else " " for letter in text)  # no program gets a zero byte
         spoken = spoken.lstrip("- ")  # it would take it for an option
-        words = [word.replace("{text}", spoken) for word in speak.command]
+        words = [word.replace("{text}", spoken) for word in self.assistant.speak.command]
         try:
             done = subprocess.run(
                 words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SPEAKING_SECONDS, check=False
