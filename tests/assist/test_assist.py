@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 import burnish
 from burnish.assist.act import Unfit, command_of, reply_of, run
 from burnish.assist.chain import Chain, plain
-from burnish.assist.command import _line, _utterances
+from burnish.assist.command import _blocks, _line, _lines, _utterances
 from burnish.assist.ear import Ear
 from burnish.assist.serve import Server
 from burnish.assist.settings import Action, read_assistant
@@ -244,15 +244,23 @@ def test_a_classifier_that_cannot_tell_the_intents_is_named(intents: str, tiny_b
             Chain(read_assistant(tmp_path / "home.yaml"))
 
 
-def test_any_line_is_a_request(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too long for a file name, of nobody's home, of no text at all; only a sound that is missing is an error."""
+def test_any_line_is_a_request(
+    home: Path, texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too long for a file name, of nobody's home, of no text at all; a sound that is missing is a problem of its own."""
     chain = Chain(read_assistant(home))
     said = ("x" * 300, "~nobody is there", "a\0b", "good \udcff king", "")
-    assert list(_utterances(chain, said)) == [*said[:3], "good \ufffd king", ""]
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good \xff king\n"), "utf-8"))
-    assert list(_utterances(chain, ())) == ["good \ufffd king"]
-    with pytest.raises(UserError, match=r"nothing\.wav: no such file"):
-        list(_utterances(chain, (str(tmp_path / "nothing.wav"),)))
+    assert [list(_utterances(chain, given)) for given in said] == [[one] for one in (*said[:3], "good \ufffd king", "")]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good \xff king\nRIFF\0"), "utf-8"))
+    lines = _lines()
+    assert list(_utterances(chain, next(lines))) == ["good \ufffd king"]
+    with pytest.raises(UserError, match=r"Standard input is no text\. Name a sound"):
+        next(lines)
+    missing = f"{tmp_path / 'nothing.wav'}"
+    done = forks().run(COMMAND, "assist", home, "--json", input=f"{missing}\n{texts['positive']}\n")
+    stages = [json.loads(line) for line in done.stdout.splitlines()]
+    assert stages[0]["text"] == f"{missing}: no such file." and stages[-1]["stage"] == "done"
+    assert done.returncode == 2 and "1 of 2 requests could not be answered" in done.stderr
     assert _line({"stage": "reply", "seconds": 0, "text": "a\x1b[2J\nb"}, False).isprintable()
     for words, problem in ((("--serve", 99_999), "from 0 to 65535"), (("a", "--serve", 1), "one of the three")):
         done = command("assist", home, *words)
@@ -324,9 +332,34 @@ def test_a_microphone_and_silence(whole: Path, tmp_path: Path) -> None:
     assert stages.count("heard") == stages.count("done") == 2
     (tmp_path / "silence.wav").write_bytes(wav_of(0 * tone(1), RATE))
     (tmp_path / "broken.wav").write_bytes(b"RIFF nothing")
-    done = command("assist", whole, "--json", tmp_path / "silence.wav", tmp_path / "broken.wav")
-    assert json.loads(done.stdout.splitlines()[0])["text"] == "I did not hear anything."
-    assert done.returncode == 2 and "broken.wav" in done.stderr and "Traceback" not in done.stderr
+    done = command("assist", whole, "--json", tmp_path / "broken.wav", tmp_path / "silence.wav")
+    broken, silent, *_ = map(json.loads, done.stdout.splitlines())
+    assert broken["stage"] == "problem" and "broken.wav cannot be decoded" in broken["text"]
+    assert silent["text"] == "I did not hear anything." and done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_what_a_microphone_may_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples with an odd byte after them, or with a WAV file's header before them if that is whole and of such samples."""
+
+    def heard(sent: bytes) -> list[int]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(sent))))
+        return (np.concatenate([*_blocks(RATE), []]) * 32768).astype(int).tolist()
+
+    file = wav_of(np.full(9, 0.5), RATE)
+    endless = file[:40] + b"\x00\xff\xff\x7f" + file[44:]
+    for sent in (file[44:], file[44:] + b"1", file, endless):
+        assert heard(sent) == [16383] * 9
+    assert heard(b"") == heard(b"1") == []
+    for sent, problem in (
+        (
+            file[:30],
+            r"header is broken \(it ends early\)\. Give one channel of 16 bits at 16,000 samples a second: arecord",
+        ),
+        (wav_of(tone(0.1), 8_000), "has 1 channels of 16 bits at 8,000 samples a second"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            heard(sent)
+    assert [len(one) for one in Ear(RATE, 0.5).utterances([])] == [0], "nothing is answered too"
 
 
 def test_a_program_that_cannot_speak_is_named(home: Path, texts: dict[str, str], tmp_path: Path) -> None:

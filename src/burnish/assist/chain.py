@@ -15,7 +15,7 @@ from burnish.assist.ear import Ear
 from burnish.assist.settings import Assistant
 from burnish.assist.voice import RATE, Voice, load_voice
 from burnish.data.sounds import wav_of
-from burnish.errors import UserError, nearest
+from burnish.errors import BurnishError, UserError, nearest
 from burnish.inference import Opened, open_model
 
 Event = dict[str, Any]
@@ -106,6 +106,14 @@ class Chain:
         return Ear(self.rate, self.assistant.listen.pause, Voice(self._voice) if self._voice else None)
 
     # -- the stages --------------------------------------------------------------------------------------------------
+
+    def answers(self, said: Iterable[str | np.ndarray]) -> Iterator[Event]:
+        """Yield what the stages find for one text or utterance after another; an error ends it, as the stage `problem`."""
+        try:
+            for one in said:
+                yield from self.respond(one)
+        except BurnishError as error:
+            yield {"stage": "problem", "text": str(error), "seconds": 0.0}
 
     def respond(self, said: str | np.ndarray) -> Iterator[Event]:
         """Yield what each stage finds, as soon as it does; the last is `done`, with the seconds of all.

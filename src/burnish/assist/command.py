@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,13 +63,17 @@ def assist(
     if serve is not None:
         _serve(chain, serve)
         return
-    spoken = 0
-    for utterance in _streamed(chain) if microphone else _utterances(chain, said):
-        for event in chain.respond(utterance):
+    asked = spoken = failed = 0
+    for request in _streamed(chain) if microphone else (_utterances(chain, given) for given in said or _lines()):
+        asked += 1
+        for event in chain.answers(request):
+            failed += event["stage"] == "problem"
             if "wav" in event:
                 spoken += 1
                 event["wav"] = _heard_by_people(event["wav"], assistant.speak.play, replies, spoken)
             print(_line(event, json), flush=True)
+    if failed:
+        raise UserError(f"{failed} of {asked} requests could not be answered; `problem` says why.")
 
 
 def _serve(chain: Chain, port: int) -> None:
@@ -79,8 +84,8 @@ def _serve(chain: Chain, port: int) -> None:
         server.serve_forever()
 
 
-def _utterances(chain: Chain, said: tuple[str, ...]) -> Iterator[str | np.ndarray]:
-    """Yield what was said, as texts or as samples.
+def _utterances(chain: Chain, given: str) -> Iterator[str | np.ndarray]:
+    """Yield what was said, as a text, or as the samples of each utterance in a sound.
 
     Raises:
         UserError: the file of a sound is missing, or it cannot be decoded.
@@ -90,42 +95,82 @@ def _utterances(chain: Chain, said: tuple[str, ...]) -> Iterator[str | np.ndarra
     from burnish.data.sources.sound import SoundSource
     from burnish.errors import UserError
 
-    for given in said or _lines():
-        path = os.path.expanduser(given)
-        if os.path.isfile(path):  # unlike Path's, these take any text for a name
-            yield from utterances(chain, Sound(given, Path(path)))
-        elif len(given.split()) == 1 and given.lower().endswith(SoundSource.endings):
-            raise UserError(f"{given}: no such file.")
-        else:
-            yield os.fsencode(given).decode("utf-8", "replace")
+    path = os.path.expanduser(given)
+    if os.path.isfile(path):  # unlike Path's, these take any text for a name
+        yield from utterances(chain, Sound(given, Path(path)))
+    elif len(given.split()) == 1 and given.lower().endswith(SoundSource.endings):
+        raise UserError(f"{given}: no such file.")
+    else:
+        yield os.fsencode(given).decode("utf-8", "replace")
 
 
 def _lines() -> Iterator[str]:
-    """Yield the lines of standard input, decoded as arguments are."""
-    lines: Any = sys.stdin
+    """Yield the lines of standard input, decoded as arguments are.
+
+    Raises:
+        UserError: it is no text.
+    """
+    from burnish.errors import UserError
+
+    lines = _standard_input()
     lines.reconfigure(errors="surrogateescape")
+    if lines.isatty():
+        print("type what you want, a line each (Ctrl-D ends it)", file=sys.stderr, flush=True)
     for line in lines:
+        if "\0" in line:
+            raise UserError("Standard input is no text. Name a sound after the assistant, or use --microphone.")
         yield line.rstrip("\n")
 
 
-def _streamed(chain: Chain) -> Iterator[np.ndarray]:
-    """Yield each utterance in the samples on standard input, as soon as it is whole."""
+def _streamed(chain: Chain) -> Iterator[list[np.ndarray]]:
+    """Yield each utterance in the samples on standard input, as soon as it is whole; one of no samples if there is none.
+
+    Raises:
+        UserError: the assistant does not hear, or there are no such samples.
+    """
+    from burnish.errors import UserError
+
+    if not chain.hears:
+        raise UserError("listen.model: the assistant has none, so it reads only. Give it text.")
+    for utterance in chain.ear().utterances(_blocks(chain.rate)):
+        yield [utterance]
+
+
+def _blocks(rate: int) -> Iterator[np.ndarray]:
+    """Yield the samples on standard input, float32, as they come; the header of a WAV file may stand before them."""
     import numpy as np
 
     from burnish.data.sounds import FULL
     from burnish.errors import UserError
 
-    if not chain.hears:
-        raise UserError("listen.model: the assistant has none, so it reads only. Give it text.")
-    ear = chain.ear()
-    stream: Any = sys.stdin.buffer
+    wanted = f"one channel of 16 bits at {rate:,} samples a second: arecord -q -t raw -f S16_LE -r {rate} | burnish ..."
+    stream = _standard_input().buffer
+    if stream.isatty():
+        raise UserError(f"--microphone: standard input is a terminal. Pipe samples into it, {wanted}")
+    if stream.peek(4).startswith(b"RIFF"):
+        try:
+            with wave.open(stream) as header:  # it leaves the stream open, at the first sample
+                channels, size, given = header.getparams()[:3]
+        except (wave.Error, EOFError) as error:
+            problem = str(error) or "it ends early"
+            raise UserError(f"--microphone: the WAV file's header is broken ({problem}). Give {wanted}") from error
+        if (channels, size, given) != (1, 2, rate):
+            had = f"{channels} channels of {8 * size} bits at {given:,} samples a second"
+            raise UserError(f"--microphone: the WAV file has {had}. Give {wanted}")
     rest = b""
     while block := stream.read1(_BLOCK):
         block = rest + block
         whole = len(block) // 2 * 2
         rest = block[whole:]
-        yield from ear.hear(np.frombuffer(block[:whole], "<i2").astype(np.float32) / FULL)
-    yield from ear.end()
+        yield np.frombuffer(block[:whole], "<i2").astype(np.float32) / FULL
+
+
+def _standard_input() -> Any:
+    from burnish.errors import UserError
+
+    if sys.stdin is None:
+        raise UserError("Standard input is closed. Name texts or sounds after the assistant.")
+    return sys.stdin
 
 
 def _heard_by_people(sound: bytes, play: tuple[str, ...], folder: str | None, number: int) -> str:

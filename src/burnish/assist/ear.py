@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,15 @@ class Ear:
         self._before: deque[np.ndarray] = deque(maxlen=frames(_BEFORE) + self._first)
         self._said: list[np.ndarray] = []
         self._speech = self._quiet = 0
+
+    def utterances(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield each utterance of a stream that ends, as soon as it is whole; where there is none, one of no samples."""
+        nothing = True
+        for said in itertools.chain(itertools.chain.from_iterable(map(self.hear, blocks)), self.end()):
+            nothing = False
+            yield said
+        if nothing:
+            yield np.zeros(0, np.float32)
 
     def hear(self, samples: np.ndarray) -> Iterator[np.ndarray]:
         """Take more samples, float32 from -1 to 1, and yield each utterance that ends in them."""

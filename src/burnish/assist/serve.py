@@ -23,7 +23,7 @@ import numpy as np
 from burnish.assist.chain import Chain, Event
 from burnish.data.media import Decoders
 from burnish.data.sounds import FULL, Sound
-from burnish.errors import BurnishError, UserError
+from burnish.errors import UserError
 
 #: Bytes of the largest request, seconds of the longest sound and of the longest wait for a client, characters of a text.
 _MOST_BYTES, _MOST_SECONDS, _MOST_WAIT, _MOST_CHARACTERS = 8 * 2**20, 60, 20.0, 2_000
@@ -120,14 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._chunk(b"")
 
     def _events(self, said: str | bytes) -> Iterator[Event]:
-        try:
-            if isinstance(said, str):
-                yield from self.server.chain.respond(said)
-                return
-            for utterance in utterances(self.server.chain, Sound("the sound", said)):
-                yield from self.server.chain.respond(utterance)
-        except BurnishError as error:
-            yield {"stage": "problem", "text": str(error)}
+        chain = self.server.chain
+        return chain.answers([said] if isinstance(said, str) else utterances(chain, Sound("the sound", said)))
 
     def _is_ours(self) -> bool:
         """Refuse what another site's page asks, or asks in the name of another host."""
@@ -173,13 +167,7 @@ def utterances(chain: Chain, sound: Sound) -> Iterator[np.ndarray]:
         samples = decoders.decode(sound, "sound")
     if isinstance(samples, str):
         raise UserError(f"{sound.name} {samples}.")
-    ear, found = chain.ear(), False
-    heard = samples.astype(np.float32) / FULL
-    for said in (*ear.hear(heard), *ear.end()):
-        found = True
-        yield said
-    if not found:
-        yield heard[:0]
+    yield from chain.ear().utterances([samples.astype(np.float32) / FULL])
 
 
 def shown(event: Event) -> dict[str, Any]:
