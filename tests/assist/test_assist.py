@@ -332,8 +332,10 @@ def test_a_microphone_and_silence(whole: Path, tmp_path: Path) -> None:
     assert stages.count("heard") == stages.count("done") == 2
     (tmp_path / "silence.wav").write_bytes(wav_of(0 * tone(1), RATE))
     (tmp_path / "broken.wav").write_bytes(b"RIFF nothing")
-    done = command("assist", whole, "--json", tmp_path / "broken.wav", tmp_path / "silence.wav")
-    broken, silent, *_ = map(json.loads, done.stdout.splitlines())
+    (tmp_path / "cut.wav").write_bytes(wav_of(tone(1), RATE)[:-100])
+    done = command("assist", whole, "--json", *(tmp_path / f"{name}.wav" for name in ("broken", "cut", "silence")))
+    broken, cut, silent, *_ = map(json.loads, done.stdout.splitlines())
+    assert cut["stage"] == "problem" and "cut.wav is cut off: the last 100 bytes" in cut["text"]
     assert broken["stage"] == "problem" and "broken.wav cannot be decoded" in broken["text"]
     assert silent["text"] == "I did not hear anything." and done.returncode == 2 and "Traceback" not in done.stderr
 

@@ -56,6 +56,8 @@ def test_samples_come_out_as_they_were_stored() -> None:
         (b"hello, world", "cannot be decoded ("),
         (saved(WAVE, kind="FLAC")[:300], "cannot be decoded ("),
         (saved(WAVE, kind="AIFF"), "is AIFF; WAV, FLAC, MP3 and OGG are read: convert it once"),
+        (saved(WAVE)[:-100], "is cut off: the last 100 bytes that its header promises are not there"),
+        (saved(WAVE)[:50], f"is cut off: the last {2 * len(WAVE) - 6:,} bytes that"),
         (saved(WAVE[:0]), "holds no sound: 0 frames"),
         (spoiled(24, "<I", 1), "has 1 samples a second, not 1,000 to 384,000"),
         (spoiled(24, "<I", 10**9), "has 1,000,000,000 samples a second, not 1,000 to 384,000"),
@@ -63,7 +65,20 @@ def test_samples_come_out_as_they_were_stored() -> None:
         (saved(np.zeros((400, 64), np.float32)), "has 64 channels, more than 32"),
         (saved(np.zeros(3_600 * 44_100, np.float32), 44_100, "FLAC"), "is longer than 5 seconds; cut it into pieces"),
     ],
-    ids=["empty", "text", "cut", "aiff", "no frames", "1 Hz", "1 GHz", "10,000 channels", "64 channels", "an hour"],
+    ids=[
+        "empty",
+        "text",
+        "cut",
+        "cut wav",
+        "cut to little",
+        "aiff",
+        "no frames",
+        "1 Hz",
+        "1 GHz",
+        "10,000 channels",
+        "64 channels",
+        "an hour",
+    ],
 )
 def test_what_is_no_sound_for_us_says_why(content: bytes, reason: str) -> None:
     with Decoders(1, 16_000, 5) as decoders:
@@ -73,6 +88,20 @@ def test_what_is_no_sound_for_us_says_why(content: bytes, reason: str) -> None:
             status = Path(f"/proc/{decoders._all[0]._child.pid}/status").read_text()
             assert int(status.split("VmHWM:")[1].split()[0]) < 100_000  # kB; all of the hour would be ten times as much
         assert isinstance(decoders.decode(Sound("y", saved(WAVE)), "sound"), np.ndarray)
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFF0000, 0x7FFFF000, 0x7FFFFF00, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_sound_written_before_its_length_was_known_is_whole(size: int) -> None:
+    """As arecord, sox, ffmpeg and Python's wave write to a pipe, some with words before the samples."""
+    file, unknown = saved(WAVE), struct.pack("<I", size)
+    words = struct.pack("<4sI", b"LIST", 3) + b"abc\0"
+    with Decoders(1, RATE, 5) as decoders:
+        wanted = decoders.decode(Sound("x", file), "sound")
+        for between in (b"", words):
+            sent = file[:4] + unknown + file[8:36] + between + file[36:40] + unknown + file[44:]
+            assert np.array_equal(decoders.decode(Sound("x", sent), "sound"), wanted)
+        closed = file[:40] + struct.pack("<I", 0) + words
+        assert decoders.decode(Sound("x", closed), "sound") == "holds no sound: 0 frames"
 
 
 def test_values_of_a_row_that_stand_for_a_sound(tmp_path: Path) -> None:
@@ -141,6 +170,9 @@ def test_silent_and_clipped_sounds_are_named_and_learned_from(tmp_path: Path) ->
     rows = left_out_rows(session.splits, session.stores["train"], session.plan, False)
     assert [(name, Path(where).name) for name, _, where in rows] == [("silent", "still.wav"), ("clipped", "loud.wav")]
     assert len(session.stores["train"]) == 14
+    (folder / "low" / "half.wav").write_bytes(saved(WAVE)[: -WAVE.size])
+    with pytest.raises(UserError, match=r"half\.wav is cut off: the last 24,000 bytes"):
+        session_of("audio-classification", tmp_path / "again", **given)
 
 
 def test_settings_for_images_are_refused(tones_folder: Path, tmp_path: Path) -> None:

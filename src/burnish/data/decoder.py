@@ -27,6 +27,8 @@ _KINDS = ("PNG", "JPEG", "WEBP")
 
 #: Samples a second and channels that a sound may have.
 RATES, MOST_CHANNELS = (1_000, 384_000), 32
+#: Size of a WAV file's samples from which it says that it was written while nobody knew how many there will be.
+_UNKNOWN_BYTES = 0x7FFF0000
 #: Numbers that are decoded at once, of all channels.
 _BLOCK = 1 << 18
 _SOUNDS = ("WAV", "WAVEX", "RF64", "FLAC", "MP3", "OGG")
@@ -119,7 +121,7 @@ def heard(content: bytes, rate: int, seconds: int) -> bytes:
     import soundfile
     import soxr
 
-    with soundfile.SoundFile(BytesIO(content)) as file:
+    with soundfile.SoundFile(BytesIO(_measured(content))) as file:
         if file.format not in _SOUNDS:
             raise _Unfit(f"is {file.format}; WAV, FLAC, MP3 and OGG are read: convert it once")
         if not RATES[0] <= file.samplerate <= RATES[1]:
@@ -144,6 +146,27 @@ def heard(content: bytes, rate: int, seconds: int) -> bytes:
     if not samples:
         raise _Unfit("holds no sound")
     return samples
+
+
+def _measured(content: bytes) -> bytes:
+    """Return a file; if it is a WAV file that was never closed, so that its header has no sizes, with that of its samples.
+
+    Raises:
+        _Unfit: a WAV file has less than its header says, which libsndfile does not mind.
+    """
+    place = 12
+    while content[:4] == b"RIFF" and place + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, place)
+        place += 8
+        if name == b"data":
+            there = len(content) - place
+            if there < size < _UNKNOWN_BYTES:
+                raise _Unfit(f"is cut off: the last {size - there:,} bytes that its header promises are not there")
+            [end] = struct.unpack_from("<I", content, 4)
+            closed = size or end + 8 > place
+            return content if closed else content[: place - 4] + struct.pack("<I", there) + content[place:]
+        place += size + size % 2
+    return content
 
 
 def sixteen(samples: Any) -> Any:
