@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 import burnish
 from burnish.assist.act import Unfit, command_of, reply_of, run
-from burnish.assist.chain import Chain, plain
+from burnish.assist.chain import Chain, meant, plain
 from burnish.assist.command import _blocks, _line, _lines, _utterances
 from burnish.assist.ear import Ear
 from burnish.assist.serve import Server
@@ -116,8 +116,20 @@ def test_a_program_that_fails_is_reported() -> None:
     assert "cannot be run" in run(["/no/such/program"], 5)[1]
 
 
+def test_values_are_said_as_what_they_stand_for() -> None:
+    words = read_assistant(Path("assistants/home.yaml")).understand.words
+    for slot, said, wanted in (
+        ("minutes", "half", "thirty"),
+        ("seconds", "30-second", "30"),
+        ("brightness", "20%", "20"),
+    ):
+        assert meant(said, words[slot]) == wanted
+    assert meant("walk-in closet", {}) == "walk-in closet", "as it is where nothing is said of the slot"
+
+
 def test_texts_become_what_commands_are_in_training() -> None:
     assert plain("  Set IT to 21.5 °C -- please?! ") == "set it to 21.5 °c please"
+    assert plain("1/2 hour/ /s") == "1/2 hour s"
     assert plain("What's the baby’s name, e.g. Al-Amin's?") == "what's the baby's name e.g al-amin's"
 
 
@@ -285,7 +297,7 @@ def whole(
     voice = run_of("text-to-speech", folder / "voice", 8, 1e-2, preset="fastspeech-nano", **songs)
     given = {
         "listen": {"model": ears},
-        "understand": {"intents": intents, "slots": slots, "certain": 0},
+        "understand": {"intents": intents, "slots": slots, "words": {"PERSON": {"old": "cold"}}, "certain": 0},
         "speak": {"model": voice},
         "actions": {label: {"reply": ["{WATER}", "{PERSON}", "dad"]} for label in ("positive", "negative")},
         "failed": "bad",
@@ -319,7 +331,32 @@ def test_each_stage_takes_what_the_one_before_found(whole: Path, tmp_path: Path)
     assert read[0]["slots"]["WATER"] == "river" and read[1]["text"] == "river"
     assert "'river' holds nothing that this model can say" in read[2]["problem"]
     assert (tmp_path / "2.wav").read_bytes() == bad, "said instead"
-    assert half_said[1]["text"] == "old" and half_said[2]["left_out"] == "lo" and "left_out" not in heard[3]
+    assert (
+        half_said[0]["slots"]["PERSON"] == half_said[1]["text"] == "cold"
+        and half_said[2]["left_out"] == "lo"
+        and "left_out" not in heard[3]
+    )
+
+
+def test_slots_that_no_model_finds_are_named(whole: Path, tmp_path: Path) -> None:
+    given = yaml.safe_load(whole.read_text())
+    for group, name, value, problem in (
+        (
+            "understand",
+            "words",
+            {"WATR": {"half": "thirty"}},
+            r"understand\.words: .*, and no 'WATR'\. Did you mean 'WATER'",
+        ),
+        (
+            "actions",
+            "positive",
+            {"reply": "{BRIDGE}"},
+            r"actions\.positive: understand.slots finds PERSON, WATER, and no 'B",
+        ),
+    ):
+        (tmp_path / "home.yaml").write_text(yaml.safe_dump({**given, group: {**given[group], name: value}}))
+        with pytest.raises(UserError, match=problem):
+            Chain(read_assistant(tmp_path / "home.yaml"))
 
 
 def test_a_microphone_and_silence(whole: Path, tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from burnish.assist.act import OUTPUT, Unfit, command_of, reply_of, run
 from burnish.assist.ear import Ear
-from burnish.assist.settings import Assistant
+from burnish.assist.settings import Assistant, slots_of
 from burnish.assist.voice import RATE, Voice, load_voice
 from burnish.data.sounds import wav_of
 from burnish.errors import BurnishError, UserError, nearest
@@ -43,7 +43,19 @@ def plain(text: str) -> str:
     'turn on the kitchen light please set it to 72.5%'
     """
     text = text.lower().replace("’", "'")
-    return " ".join(re.sub(r"[^\w\s%°'.:-]|[.:'-](?!\w)|(?<!\w)[.:'-]", " ", text).split())
+    return " ".join(re.sub(r"[^\w\s%°'.:/-]|[.:'/-](?!\w)|(?<!\w)[.:'/-]", " ", text).split())
+
+
+def meant(value: str, words: Mapping[str, str]) -> str:
+    """Return a slot's value with each of its words, or marks but hyphens, as what it stands for.
+
+    >>> words = {"half": "thirty", "minute": "", "%": ""}
+    >>> [meant(value, words) for value in ("half", "5-minute", "20%", "twenty-one minute")]
+    ['thirty', '5', '20', 'twenty one']
+    """
+    if not words:
+        return value
+    return " ".join(filter(None, (words.get(word, word) for word in re.findall(r"[\w.,:/']+|[^\w\s-]", value))))
 
 
 class Chain:
@@ -62,6 +74,8 @@ class Chain:
         for place, wanted in (("understand.guard", (UNSAFE,)), ("understand.intents", assistant.actions)):
             if place in self._parts:
                 self._check_labels(place, wanted)
+        if "understand.slots" in self._parts:
+            self._check_slots()
 
     def _open(self, place: str) -> Opened | None:
         group, _, name = place.partition(".")
@@ -89,6 +103,17 @@ class Chain:
                 raise UserError(
                     f"{place}: its labels are {', '.join(task.names)}, and {label!r} is none of them.{near}"
                 )
+
+    def _check_slots(self) -> None:
+        """Raise an error unless the model for slots finds every slot that the file names."""
+        known = {re.sub("^[BI]-", "", label) for label in self._parts["understand.slots"].task.facts["labels"]}
+        named = [("understand.words", slot) for slot in self.assistant.understand.words]
+        for intent, action in self.assistant.actions.items():
+            named += [(f"actions.{intent}", slot) for text in (*action.reply, *action.run) for slot in slots_of(text)]
+        for place, slot in named:
+            if slot not in known | {OUTPUT}:
+                slots = ", ".join(sorted(known - {"O"}))
+                raise UserError(f"{place}: understand.slots finds {slots}, and no {slot!r}.{nearest(slot, known)}")
 
     @property
     def hears(self) -> bool:
@@ -248,11 +273,13 @@ class Chain:
         return found["label"] if known else None, found["score"]
 
     def _slots(self, text: str) -> dict[str, str]:
-        """Return the first value of each slot that the text names."""
+        """Return the first value of each slot that the text names, in the words that it stands for."""
         if "understand.slots" not in self._parts:
             return {}
         [found] = self._ask("understand.slots", text)
         slots: dict[str, str] = {}
         for entity in found["entities"]:
-            slots.setdefault(entity["type"], entity["text"])
+            name = entity["type"]
+            if value := meant(entity["text"], self.assistant.understand.words.get(name, {})):
+                slots.setdefault(name, value)
         return slots
