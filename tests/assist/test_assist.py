@@ -29,7 +29,7 @@ from burnish.assist.chain import Chain, meant, plain
 from burnish.assist.command import _blocks, _line, _lines, _utterances
 from burnish.assist.ear import Ear
 from burnish.assist.serve import Server
-from burnish.assist.settings import Action, read_assistant
+from burnish.assist.settings import Action, Assistant, read_assistant
 from burnish.assist.voice import Voice, VoiceNet, load_voice
 from burnish.data.sounds import wav_of
 from burnish.errors import UserError
@@ -336,6 +336,35 @@ def test_each_stage_takes_what_the_one_before_found(whole: Path, tmp_path: Path)
         and half_said[2]["left_out"] == "lo"
         and "left_out" not in heard[3]
     )
+
+
+def test_what_fits_no_intent_is_answered_by_the_chat(intents: str, tiny_bert: Path, tmp_path: Path) -> None:
+    """In words that it learned, unless a guard calls what was asked, or the answer, unsafe; here, what is good."""
+    asked = ("Was the king bad?", "Was it awful?", "Was the king good?")
+    learned = [{"question": text, "answer": "A good king."} for text in 8 * asked]
+    told = [{"text": text, "label": {"positive": "unsafe"}.get(label, "safe")} for text, label in sentiment_rows(100)]
+    for name, rows in (("chat", learned), ("guard", told)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chat: dict[str, Any] = {
+        "model": {"preset": "gpt2-nano", "vocab_size": 260},
+        "data": {"train": str(tmp_path / "chat.jsonl"), "prompt": "question", "text": "answer", "holdout": 0},
+        "generate": {"max_tokens": 20, "temperature": 0},
+    }
+    judge: dict[str, Any] = {"model": str(tiny_bert), "data": str(tmp_path / "guard.jsonl")}
+    chats = run_of("text-generation", tmp_path / "chat", 40, 3e-3, **chat)
+    guards = run_of("text-classification", tmp_path / "guard", 60, 5e-3, **judge)
+
+    def answers(**more: str) -> list[dict[str, Any]]:
+        said = {"understand": {"intents": intents, "certain": 1, "chat": chats, **more}}
+        (tmp_path / "home.yaml").write_text(yaml.safe_dump(said | {"actions": {"positive": {"reply": "Yes."}}}))
+        chain = Chain(read_assistant(tmp_path / "home.yaml"))
+        return [event for text in (asked[0], asked[2]) for event in chain.respond(text) if event["stage"] != "done"]
+
+    understood, answer, _, again = answers()
+    assert understood["intent"] is None and answer["text"] == again["text"] == "A good king."
+    safe, refused, unsafe, declined = answers(guard=guards)
+    assert "unsafe" not in safe and refused["text"] == declined["text"] == Assistant().refuse, "the answer is not"
+    assert unsafe["unsafe"]
 
 
 def test_slots_that_no_model_finds_are_named(whole: Path, tmp_path: Path) -> None:
