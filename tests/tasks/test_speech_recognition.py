@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from burnish.config import AugmentSettings
 from burnish.data.augment_sounds import varied
 from burnish.data.tokenizer import train_tokenizer
 from burnish.errors import UserError
-from burnish.generate.ctc import WordModel, beam_search
+from burnish.generate.ctc import WordModel, aligned, beam_search, best_path
 from burnish.inference import open_model
 from burnish.tasks.speech_recognition import _Writing, pieces
 from helpers import apart, first_step, session_of, trained, weights_of
@@ -201,6 +201,24 @@ def test_text_in_another_script_is_named(songs_folder: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"000\.wav: its text holds 你 好, which the model has no token for"):
         given = settings_of("wav2vec2", tmp_path / "model", data)
         session_of(TASK, tmp_path / "run", **{**given, "data": {"train": str(data), "validation": str(other)}})
+
+
+def test_tokens_lie_where_the_likeliest_path_has_them() -> None:
+    """Of all paths that give two tokens, tried one by one; of the best path it is where each begins."""
+    draw = np.random.default_rng(0)
+    for frames in (2, 3, 5, 7):
+        for ids in ([1, 2], [1, 1]):
+            scores = np.log(draw.dirichlet(np.ones(3), frames))
+            found = {}
+            for path in map(np.array, product(range(3), repeat=frames)):
+                begins = np.flatnonzero((path != 0) & np.append(True, path[1:] != path[:-1]))
+                if path[begins].tolist() == ids:
+                    found[scores[np.arange(frames), path].sum()] = begins.tolist()
+            if found:
+                assert aligned(scores, ids, 0) == found[max(found)]
+            path = scores.argmax(1)
+            begins = np.flatnonzero((path != 0) & np.append(True, path[1:] != path[:-1]))
+            assert aligned(scores, best_path(scores, 0), 0) == begins.tolist()
 
 
 def test_long_sounds_are_cut_where_it_is_quiet(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from burnish.data.spelling import plain, tidy
 from burnish.data.tokenizer import filled_up
 from burnish.errors import UserError
 from burnish.generate.alignment import begins
-from burnish.generate.ctc import beam_search, best_path, words_of
+from burnish.generate.ctc import aligned, beam_search, best_path, words_of
 from burnish.task import Batch, Example, Records, Row, Task
 from burnish.tasks.sounds import AudioTask
 
@@ -199,7 +199,7 @@ class Recognition(AudioTask):
         scores = self._scores(model, batch)
         nats = self._losses(scores, batch.targets).double().cpu().numpy()
         frames = batch.targets["frames"].tolist()
-        paths = [best_path(row[:count].cpu().numpy(), self.blank)[0] for row, count in zip(scores, frames, strict=True)]
+        paths = [best_path(row[:count].cpu().numpy(), self.blank) for row, count in zip(scores, frames, strict=True)]
         return {
             "nats": nats,
             "targets": batch.targets["sizes"].cpu().numpy(),
@@ -293,20 +293,17 @@ class Recognition(AudioTask):
         inputs = {name: value.to(model.device) for name, value in self.inputs([example]).items()}
         with torch.inference_mode():
             scores = model(**inputs).logits.float().log_softmax(-1)[0].cpu().numpy()
+        between = getattr(self.words, "word_delimiter_token_id", None)
         if settings.beams > 1:
-            between = getattr(self.words, "word_delimiter_token_id", None)
             judge = words_of(settings.words) if settings.words else None
             given = scores, self.blank, settings.beams, self.spell, between, judge, settings.words_weight
-            text = self.spell(beam_search(*given))
-            times = (start, start + len(samples) / self.rate)
-            return text, [_chunk(text, *times)] if text else []
-        refuse_unused(
-            "generate", settings, ("words", "words_weight"), "only beams are judged by words; give --generate.beams."
-        )
-        ids, frames = best_path(scores, self.blank)
-        second, found = len(samples) / self.rate / len(scores), []
+            ids = beam_search(*given)
+        else:
+            unused = "only beams are judged by words; give --generate.beams."
+            refuse_unused("generate", settings, ("words", "words_weight"), unused)
+            ids = best_path(scores, self.blank)
+        frames, second, found = aligned(scores, ids, self.blank), len(samples) / self.rate / len(scores), []
         word: list[int] = []
-        between = getattr(self.words, "word_delimiter_token_id", None)
         for place, token in enumerate([*ids, between]):
             if token != between:
                 word.append(place)
