@@ -152,7 +152,8 @@ class DataSettings(Settings):
     group: str | None = None
     """Column whose equal values are never split between training and validation."""
     holdout: ShareText = "10%"
-    """Share of the training rows held out, by a hash of their content, when no validation data is given."""
+    """Share of the training rows held out, by a hash of their content or group, when no validation data is given; of few
+    contents or groups at least one."""
     stratify: bool = False
     """Hold out the same share of every label."""
     on_bad_row: Literal["skip", "stop"] = "skip"

@@ -136,6 +136,16 @@ def test_groups_stay_together_and_strata_are_exact() -> None:
     assert sum(row.values["label"] == "rare" for row in strata) == 20 and len(strata) == 200
 
 
+@pytest.mark.parametrize(("groups", "wanted"), [(2, 1), (5, 1), (10, 2), (40, 8)])
+def test_of_few_groups_the_share_is_held_out_and_one_at_least(groups: int, wanted: int) -> None:
+    for start in range(20):  # others by their hashes each time
+        rows = [_row(f"text {i}", group=f"speaker {start + i % groups}") for i in range(3 * groups)]
+        held = {row.values["author"] for row in Side(rows, Holdout(rows, 0.2, "author", False), True)}
+        assert len(held) == wanted
+    alone = [_row("text", group="one")] * 3
+    assert Holdout(alone, 0.2, "author", False).share == 0.2
+
+
 def test_broken_rows_are_kept_with_the_run(tmp_path: Path) -> None:
     import burnish
     from burnish.terminal import Terminal

@@ -360,8 +360,15 @@ class Side:
         return (row for row in self.rows if self.holdout.takes(row) == self.held_out)
 
 
+#: Contents or groups that are few.
+_FEW = 100
+
+
 class Holdout:
     """Decides which rows are held out: those whose content hash, as a number in [0, 1), lies below a threshold.
+
+    The threshold is the share, so that a row stays on its side when others are added; of few contents or groups it is set
+    so that it gives the share of them, but at least one on each side.
 
     Args:
         rows: the rows to split.
@@ -381,6 +388,14 @@ class Holdout:
                 positions.sort()
                 cut = round(share * len(positions))
                 self.thresholds[label] = positions[cut] if cut < len(positions) else 1.0
+            return
+        few: set[float] = set()
+        for row in rows:
+            few.add(self._position(row))
+            if len(few) > _FEW:
+                return
+        if len(few) > 1:
+            self.share = sorted(few)[min(max(1, round(share * len(few))), len(few) - 1)]
 
     def _position(self, row: Row) -> float:
         # By the first column: seeing one answer to a prompt in training would give the others away.
