@@ -229,6 +229,15 @@ def test_long_sounds_are_cut_where_it_is_quiet(tmp_path: Path) -> None:
     assert cuts[-1][1] == len(loud) and all(a[1] == b[0] and a[1] - a[0] <= 10 * RATE for a, b in pairwise(cuts))
 
 
+def test_a_whisper_is_taught_the_blank_that_it_was_taught(songs_folder: Path, tmp_path: Path) -> None:
+    """Its own texts begin with a blank; without it a tuned model runs one sentence into the next."""
+    given = {"model": {"path": made("whisper", tmp_path / "model")}, "data": {"train": str(songs_folder)}}
+    task = session_of(TASK, tmp_path / "run", **given, task={"seconds": 2}).task
+    ids = task.ids_of("Ab cd")
+    assert task.words.decode(ids[:-1]) == " Ab cd" and task.spell(ids[:-1]) == "Ab cd"
+    assert task.ids_of("  ") == "says nothing"
+
+
 @pytest.mark.parametrize("kind", ["whisper", "moonshine"])
 def test_what_a_decoder_writes_has_a_time_for_each_word(kind: str, tmp_path: Path) -> None:
     """Over two pieces of a sound: the words are the text's, one after another, within the sound."""

@@ -317,6 +317,7 @@ class Recognition(AudioTask):
 class _Writing(Recognition):
     """A text for each sound, written a token after another by a decoder that sees what an encoder hears."""
 
+    version = 2
     auto_class = "AutoModelForSpeechSeq2Seq"
     ends = True
     _heard: tuple[Batch, dict[str, Any]] | None = None
@@ -357,6 +358,12 @@ class _Writing(Recognition):
         return list(getattr(self.words, "prefix_tokens", None) or [first])
 
     @property
+    def _lead(self) -> str:
+        """What stands before a text: a Whisper was taught to write a blank there, as before any word of a sentence."""
+        spells = hasattr(self.words, "word_delimiter_token")
+        return " " if self.config.model_type == "whisper" and not spells else ""
+
+    @property
     def room(self) -> int:
         """How many tokens fit into the decoder."""
         limits = (getattr(self.config, name, None) for name in ("max_target_positions", "max_position_embeddings"))
@@ -380,10 +387,10 @@ class _Writing(Recognition):
         return {**super().largest(features), "decoder_input_ids": torch.zeros(1, 8, dtype=torch.long)}
 
     def ids_of(self, text: str) -> list[int] | str:
-        ids = list(self.words(self.learned(text), add_special_tokens=False)["input_ids"])
+        ids = list(self.words(self._lead + self.learned(text), add_special_tokens=False)["input_ids"])
         if self.words.unk_token_id in ids and self.words.unk_token_id != self.words.eos_token_id:
             return "holds characters that the tokenizer does not know"
-        return [*ids, self.words.eos_token_id] if ids else "says nothing"
+        return [*ids, self.words.eos_token_id] if self.spell(ids) else "says nothing"
 
     def misfit(self, heard: Example, ids: Sequence[int]) -> str | None:
         needed = len(self.before) + len(ids) - 1
