@@ -315,7 +315,7 @@ class GenerateSettings(Settings):
     """How text is generated."""
 
     max_tokens: int = Field(100, ge=1, le=1_000_000)
-    """Most new tokens."""
+    """Most new tokens. What a decoder writes of a sound has as many as it needs if this is not given."""
     temperature: float | None = Field(None, ge=0, le=100)
     """Sharpness of sampling; 0 always takes the likeliest token. Default: 0.8 for running text, 0 for translations and
     summaries."""

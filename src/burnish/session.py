@@ -86,7 +86,7 @@ class Session:
             raise UserError(
                 f"{self.folder}: the data has changed since this run began. Put it back, or give another --run.dir."
             )
-        facts = stored.facts if stored else self.task_class.learn(self.splits.train, config.task)
+        facts = stored.facts if stored else self.task_class.learn(self.splits.learned, config.task)
         if self.resuming:
             reader = load_reader(self.task_class, self.folder.reader)
         else:

@@ -207,8 +207,9 @@ def test_a_request_is_carried_out_or_declined(home: Path, texts: dict[str, str])
         assert sound.getnframes() == 80 * len(done[2]["text"])
     assert done[4]["seconds"] >= sum(event["seconds"] for event in done[:4]) - 0.01
     other = list(chain.respond(texts["negative"]))
-    assert [event["stage"] for event in other] == ["understood", "reply", "spoke", "done"]
-    assert other[0]["intent"] is None and other[1]["text"] == chain.assistant.refuse
+    assert [event["stage"] for event in other] == ["understood", "declined", "reply", "spoke", "done"]
+    assert other[0]["intent"] is None and other[1]["why"] == "there is no action for 'negative'"
+    assert other[2]["text"] == chain.assistant.refuse
     assert next(chain.respond(" ?! ")) | {"seconds": 0} == {
         "stage": "reply",
         "text": chain.assistant.silent,
@@ -224,8 +225,9 @@ def test_an_uncertain_intent_is_declined(home: Path, texts: dict[str, str], tmp_
     given = yaml.safe_load(home.read_text())
     given["understand"]["certain"] = 1.0
     (tmp_path / "home.yaml").write_text(yaml.safe_dump(given))
-    first = next(Chain(read_assistant(tmp_path / "home.yaml")).respond(texts["positive"]))
+    first, second, *_ = Chain(read_assistant(tmp_path / "home.yaml")).respond(texts["positive"])
     assert first["intent"] is None and first["score"] < 1
+    assert second["why"].startswith("positive is not certain enough (0.")
 
 
 def test_a_part_for_another_task_is_named(intents: str, tmp_path: Path) -> None:
@@ -362,9 +364,10 @@ def test_what_fits_no_intent_is_answered_by_the_chat(intents: str, tiny_bert: Pa
 
     understood, answer, _, again = answers()
     assert understood["intent"] is None and answer["text"] == again["text"] == "A good king."
-    safe, refused, unsafe, declined = answers(guard=guards)
+    safe, first, refused, unsafe, second, declined = answers(guard=guards)
     assert "unsafe" not in safe and refused["text"] == declined["text"] == Assistant().refuse, "the answer is not"
-    assert unsafe["unsafe"]
+    assert first["why"] == "the guard calls the chat's answer unsafe"
+    assert unsafe["unsafe"] and second["why"] == "the guard calls it unsafe"
 
 
 def test_slots_that_no_model_finds_are_named(whole: Path, tmp_path: Path) -> None:

@@ -168,6 +168,21 @@ def test_wrong_rows_are_named(change: dict, message: str, tmp_path: Path) -> Non
         session_of("text-to-speech", tmp_path / "run", data={"train": str(tmp_path), "holdout": "0%"}, **GIVEN)
 
 
+def test_a_letter_of_held_out_rows_is_learned(songs_folder: Path, tmp_path: Path) -> None:
+    """The table has 80 rows, of which one says e, and that one is held out."""
+    rows = [json.loads(line) for line in (songs_folder / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["audio"], row["singer"] = str(songs_folder / row.pop("file_name")), "one"
+    rows[0]["text"], rows[0]["singer"] = "e" * len(rows[0]["text"]), "two"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for data in ({"group": "singer"}, {"holdout": "10%"}):
+        given = {**GIVEN, "data": {"train": str(tmp_path / "rows.jsonl"), **data}}
+        session = session_of("text-to-speech", tmp_path / "run", **given)
+        assert "e" in session.task.facts["characters"] and not session.splits.broken
+    held = [len(list(side)) for side in (session.splits.train, session.splits.validation)]
+    assert sum(held) == len(rows)
+
+
 def test_other_models_are_refused(songs_folder: Path, tmp_path: Path) -> None:
     given = {**GIVEN, "data": {"train": str(songs_folder)}}
     with pytest.raises(UserError, match="a wav2vec2-bert does not learn text-to-speech here"):

@@ -177,19 +177,24 @@ class Chain:
         text, assistant = plain(self._text), self.assistant
         if self._is_unsafe(text):
             yield {"stage": "understood", "intent": None, "unsafe": True}
+            yield {"stage": "declined", "why": "the guard calls it unsafe"}
             yield self._say(assistant.refuse)
             return
-        intent, score = self._intent(text)
+        intent, score, why = self._intent(text)
         slots = self._slots(text) if intent is not None else {}
         yield {"stage": "understood", "intent": intent, "score": score, "slots": slots}
         if intent is not None:
             yield from self._act(intent, slots)
-        elif "understand.chat" in self._parts:
+            return
+        if "understand.chat" in self._parts:
             [answer] = self._ask("understand.chat", self._text)
             generated = answer["generated"].strip()
-            yield self._say(generated if generated and not self._is_unsafe(plain(generated)) else assistant.refuse)
-        else:
-            yield self._say(assistant.refuse)
+            if generated and not self._is_unsafe(plain(generated)):
+                yield self._say(generated)
+                return
+            why = "the guard calls the chat's answer unsafe" if generated else "the chat has no answer"
+        yield {"stage": "declined", "why": why}
+        yield self._say(assistant.refuse)
 
     def _act(self, intent: str, slots: dict[str, str]) -> Iterator[Event]:
         action = self.assistant.actions[intent]
@@ -264,13 +269,17 @@ class Chain:
             return False
         return self._ask("understand.guard", text)[0]["label"] == UNSAFE
 
-    def _intent(self, text: str) -> tuple[str | None, float | None]:
-        """Return the intent that there is an action for, None if it is another or not certain, and its probability."""
+    def _intent(self, text: str) -> tuple[str | None, float | None, str]:
+        """Return the intent that there is an action for, or None and why, and the probability of what was found."""
         if "understand.intents" not in self._parts:
-            return None, None
+            return None, None, "nothing finds intents"
         [found] = self._ask("understand.intents", text)
-        known = found["label"] in self.assistant.actions and found["score"] >= self.assistant.understand.certain
-        return found["label"] if known else None, found["score"]
+        label, score, least = found["label"], found["score"], self.assistant.understand.certain
+        if label not in self.assistant.actions:
+            return None, score, f"there is no action for {label!r}"
+        if score < least:
+            return None, score, f"{label} is not certain enough ({score:.2f}, understand.certain is {least:g})"
+        return label, score, ""
 
     def _slots(self, text: str) -> dict[str, str]:
         """Return the first value of each slot that the text names, in the words that it stands for."""

@@ -33,6 +33,21 @@ class Splits:
     twice: list[str] = field(default_factory=list)
     """Of each split but training: how many of its images or sounds are training ones too, and the first of them."""
     counts: dict[str, int] = field(default_factory=dict)
+    learned: Iterable[Row] = ()
+    """Those of which a task learns what it must know of all, such as labels: of training, and where texts are written those
+    held out too, since a letter that only one of them has is no fault of the row."""
+
+
+@dataclass(frozen=True)
+class _Both:
+    """Rows after rows, as often as they are asked for."""
+
+    first: Iterable[Row]
+    second: Iterable[Row]
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from self.first
+        yield from self.second
 
 
 def read_rows(
@@ -94,7 +109,8 @@ def find_rows(config: Config, task: type[Task]) -> Splits:
         if rows is not None
     }
     twice = _twice(found, task.reads) if task.reads != "text" else []
-    return Splits(train, validation, found.get("test"), key, broken, twice, counts)
+    learned = _Both(train, validation) if task.writes and validation is not None else train
+    return Splits(train, validation, found.get("test"), key, broken, twice, counts, learned)
 
 
 def _twice(found: Mapping[str, Rows], reads: str) -> list[str]:

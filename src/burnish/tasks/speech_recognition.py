@@ -456,7 +456,9 @@ class _Writing(Recognition):
         from burnish.generate.sample import generation_config
         from burnish.models.load import quiet
 
-        most = min(settings.max_tokens, self.room - len(self.before))
+        most = self.room - len(self.before)
+        if "max_tokens" in settings.model_fields_set:  # else a text that is said fast would be cut
+            most = min(most, settings.max_tokens)
         config = generation_config(model, self.words, settings, most, 0.0)
         special = set(self.words.all_special_ids) | {*self.words.get_added_vocab().values()}
         config.suppress_tokens = [*(config.suppress_tokens or []), *sorted(special - {self.words.eos_token_id})] or None
