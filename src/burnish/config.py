@@ -478,6 +478,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         UserError: the file is missing, too large, no YAML, or no mapping.
     """
     try:
+        if path.is_char_device() or path.is_fifo():
+            raise UserError(f"{path}: a recipe is a file; this is a device or a pipe.")
         if path.stat().st_size > 1_000_000:
             raise UserError(f"{path}: a recipe is at most 1 MB; this file is larger.")
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)  # noqa: S506  (a SafeLoader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from burnish.config import read_recipe
 from burnish.data.media import Decoders
-from burnish.data.rows import Rows, find_parts
+from burnish.data.rows import Rows, asked_of, find_parts
 from burnish.data.sounds import FLAWS, Sound, flaw_of, sound_of
 from burnish.errors import UserError
 from burnish.task import BrokenRow, Row
@@ -183,3 +185,17 @@ def test_settings_for_images_are_refused(tones_folder: Path, tmp_path: Path) -> 
         session_of(
             "audio-classification", tmp_path / "run", **{**given, "augment": {}, "model": {"preset": "vit-nano"}}
         )
+
+
+def test_what_may_never_end_is_not_read(tmp_path: Path) -> None:
+    """A device says that it is empty, and a pipe waits for somebody who writes."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "zero.wav").symlink_to("/dev/zero")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for name in ("pipe.wav", "zero.wav"):
+        with pytest.raises(UserError, match=f"{name} is a device or a pipe, which may never end; give a file"):
+            asked_of(str(tmp_path / name), {"audio": "audio"}, "audio")
+        with Decoders(1, RATE, 5) as decoders:
+            assert "device or a pipe" in str(decoders.decode(Sound(name, tmp_path / name), "sound"))
+    with pytest.raises(UserError, match="a recipe is a file; this is a device or a pipe"):
+        read_recipe(tmp_path / "zero.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
 import subprocess
 import sys
@@ -180,7 +181,10 @@ class Decoders:
         if isinstance(medium.content, np.ndarray):
             return medium.decoded(kind, self.rate)
         try:
-            if isinstance(medium.content, Path) and medium.content.stat().st_size > MOST_FILE_BYTES:
+            about = medium.content.stat() if isinstance(medium.content, Path) else None
+            if about and not stat.S_ISREG(about.st_mode):
+                return "is a device or a pipe, which may never end"
+            if about and about.st_size > MOST_FILE_BYTES:
                 return f"is larger than {MOST_FILE_BYTES // 2**20} MiB"
             content = medium.read()
         except OSError as error:

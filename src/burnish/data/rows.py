@@ -113,7 +113,9 @@ def find_parts(
             paths = [file for file in paths if _ending(file, by_ending) != ".json"] or paths
             if not paths:
                 raise UserError(f"{setting}: the folder {name} holds no {', '.join(sorted(by_ending))} file.")
-        elif path.exists():
+        elif os.path.exists(path):
+            if not path.is_file():
+                raise UserError(f"{setting}: {name} is a device or a pipe, which may never end; give a file.")
             paths = [path]
         elif _ending(path, by_ending) or name.startswith((".", "/", "~")):
             raise UserError(f"{setting}: {name} does not exist.{_neighbour(path)}")
