@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import wave
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,15 @@ def test_a_program_that_fails_is_reported() -> None:
     assert run([sys.executable, "-c", "raise SystemExit(3)"], 5) == ("", "ended with 3")
     assert "longer than 0.2 seconds" in run([sys.executable, "-c", "import time; time.sleep(9)"], 0.2)[1]
     assert "cannot be run" in run(["/no/such/program"], 5)[1]
+
+
+def test_a_program_is_heard_until_it_ends_or_writes_too_much() -> None:
+    """One that is done although what it started is not, and one that would fill the memory."""
+    begun = time.monotonic()
+    assert run(["sh", "-c", "sleep 5 & echo done"], 4) == ("done", "")
+    assert run(["sh", "-c", "sleep 5 >&- 2>&- & exec >&- 2>&-; sleep 0.1; exit 3"], 4) == ("", "ended with 3")
+    assert run(["yes"], 60) == ("", "wrote more than 64 MiB")
+    assert time.monotonic() - begun < 3
 
 
 def test_values_are_said_as_what_they_stand_for() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from burnish.assist.act import OUTPUT, Unfit, command_of, reply_of, run
+from burnish.assist.act import OUTPUT, Failed, Unfit, command_of, finished, reply_of, run
 from burnish.assist.ear import Ear
 from burnish.assist.settings import Assistant, slots_of
 from burnish.assist.voice import RATE, Voice, load_voice
@@ -244,16 +243,12 @@ class Chain:
         spoken = spoken.lstrip("- ")  # it would take it for an option
         words = [word.replace("{text}", spoken) for word in self.assistant.speak.command]
         try:
-            done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SPEAKING_SECONDS, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UserError(f"speak.command: {words[0]} cannot be run ({error}).") from error
-        if done.returncode or not done.stdout:
-            raise UserError(
-                f"speak.command: {words[0]} ended with {done.returncode} and wrote {len(done.stdout)} bytes."
-            )
-        return done.stdout
+            code, sound, _ = finished(words, _SPEAKING_SECONDS)
+        except Failed as error:
+            raise UserError(f"speak.command: {words[0]} {error}.") from error
+        if code or not sound:
+            raise UserError(f"speak.command: {words[0]} ended with {code} and wrote {len(sound)} bytes.")
+        return sound
 
     # -- what the stages ask -----------------------------------------------------------------------------------------
 
