@@ -64,10 +64,8 @@ def choose_folder(config: Config, task: type[Task], name: str) -> RunFolder:
     """
     fresh = config.run.resume == "never"
     if config.run.dir is not None:
-        folder = RunFolder(Path(config.run.dir).expanduser())
-        if folder.path.is_file():
-            raise UserError(f"run.dir: {folder} is a file; give a folder.")
-        if folder.path.is_dir() and not folder.is_run and not folder.lock.exists() and os.listdir(folder.path):
+        folder = RunFolder.wanted(config.run.dir)
+        if os.path.isdir(folder.path) and not folder.is_run and not folder.lock.exists() and os.listdir(folder.path):
             raise UserError(f"run.dir: {folder} holds other files and no burnish run; give a new or empty folder.")
         if folder.is_run and not fresh and (changed := differences(stored_config(folder, task), config)):
             shown = "; ".join(changed[:5]) + ("; ..." if len(changed) > 5 else "")

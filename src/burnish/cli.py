@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from burnish.config import Config, TaskSettings, config_class, explain, explained, fields, read_recipe
 from burnish.errors import BurnishError
-from burnish.run import RunFolder, refuse_missing
+from burnish.run import RunFolder, home_path, refuse_missing
 
 _HELP = """Train and fine-tune transformers: exact, fast, whole.
 
@@ -105,9 +105,9 @@ def _task_settings(words: Sequence[str]) -> type[TaskSettings]:
     if words[0] != "train":  # a run, unless the task of a model is given
         given = [after for word, after in pairwise(words) if word == "--task"]
         refuse_missing(name)
-        name = given[0] if given else str(RunFolder(Path(name).expanduser()).config)
+        name = given[0] if given else str(RunFolder(home_path(name)).config)
     if name.lower().endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
+        if not os.path.isfile(name):
             return TaskSettings  # who opens it says that it is missing
         group = read_recipe(Path(name)).get("task")
         name = group.get("name") if isinstance(group, dict) else group

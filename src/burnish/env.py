@@ -120,7 +120,7 @@ def cache_dir() -> Path:
 
 def free_disk_bytes(path: Path) -> int:
     """Return the free space of the file system that holds `path` (or will)."""
-    while not path.exists():
+    while not os.path.exists(path):
         path = path.parent
     return shutil.disk_usage(path).free
 

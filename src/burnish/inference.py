@@ -7,9 +7,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from burnish.config import Config, ModelSettings, config_class, merge, normalise, parse
+from burnish.config import Config, ModelSettings, config_class, merge, normalise, parse, read_recipe
 from burnish.data.media import Medium
 from burnish.data.new_tokens import beginnings
 from burnish.data.prepare import Splits, encode, find_rows, read_rows
@@ -26,7 +24,7 @@ from burnish.models.precision import round_to_bf16
 from burnish.models.source import model_folder, read_config
 from burnish.models.stack import Stack
 from burnish.plan.derive import choose_device, choose_precision, choose_sequence
-from burnish.run import RunFolder
+from burnish.run import RunFolder, home_path
 from burnish.task import Row, Task, find_task, registry
 from burnish.terminal import Terminal
 from burnish.units import readable_count
@@ -51,9 +49,9 @@ class Opened:
 
         self.target = target
         self._written: set[Path] = set()
-        run = RunFolder(Path(target).expanduser())
+        run = RunFolder(home_path(target))
         self.run = run if run.is_run else None
-        stored: dict[str, Any] = yaml.safe_load(run.config.read_text(encoding="utf-8")) if run.is_run else {}
+        stored: dict[str, Any] = read_recipe(run.config) if run.is_run else {}
         overrides = merge(normalise(settings or {}), normalise({"task": task or {}}))
         revision = (overrides.get("model") or {}).get("revision")
         self.folder = folder = model_folder(target, revision)

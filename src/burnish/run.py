@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,22 +83,40 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def home_path(name: str | os.PathLike[str]) -> Path:
+    """Return a name as a path, `~` as the home folder; of a user that there is not it stays as it is."""
+    return Path(os.path.expanduser(name))
+
+
+def refuse_unreadable(path: Path, name: str) -> None:
+    """Refuse a folder whose files this user may not list or open.
+
+    Raises:
+        UserError: it is one.
+    """
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f"{name}: the folder cannot be read (permission denied); `ls -ld` shows who may.")
+
+
 def refuse_missing(name: str) -> None:
     """Refuse the name of a run or a model that cannot be a Hub id and is no folder; one beside other runs is meant as one.
 
     Raises:
-        UserError: with the nearest name that is there.
+        UserError: with the nearest name that is there; or it is a folder that cannot be read.
     """
-    path = Path(name).expanduser()
-    beside_runs = path.parent != Path(".") and any(path.parent.glob("*/config.yaml"))
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or beside_runs):
+    path = home_path(name)
+    refuse_unreadable(path, name)
+    beside_runs = path.parent != Path(".") and os.path.isdir(path.parent) and any(path.parent.glob("*/config.yaml"))
+    if not os.path.exists(path) and (name.startswith((".", "/", "~")) or name.count("/") > 1 or beside_runs):
         raise UserError(f"{name}: no such folder.{nearest_beside(name)}")
 
 
 def nearest_beside(name: str) -> str:
     """Return the nearest name in the folder where this one would be, as words."""
-    path = Path(name).expanduser()
-    return nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    path = home_path(name)
+    with suppress(OSError):
+        return nearest(path.name, os.listdir(path.parent))
+    return ""
 
 
 class RunFolder:
@@ -106,6 +124,21 @@ class RunFolder:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+
+    @classmethod
+    def wanted(cls, name: str) -> RunFolder:
+        """Return the folder that `run.dir` names.
+
+        Raises:
+            UserError: there can be none of that name.
+        """
+        folder = cls(home_path(name))
+        if os.path.isfile(folder.path):
+            raise UserError(f"run.dir: {folder} is a file; give a folder.")
+        if name.startswith("~") and folder.path == Path(name):
+            raise UserError(f"run.dir: {name}: there is no such user; give a folder.")
+        refuse_unreadable(folder.path, f"run.dir: {folder}")
+        return folder
 
     def __getattr__(self, name: str) -> Path:
         try:
@@ -119,22 +152,28 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether a run was ever started here."""
-        return self.config.is_file()
+        return os.path.isfile(self.config)
 
     @property
     def is_finished(self) -> bool:
         """Whether the run here came to its end."""
-        return self.metrics.is_file()
+        return os.path.isfile(self.metrics)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; the system frees it when the process ends, however it ends.
 
         Raises:
-            UserError: another process is using the folder.
+            UserError: another process is using the folder, or it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.lock, "a+") as handle:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.lock, "a+")  # noqa: SIM115  (closed below)
+        except OSError as error:
+            raise UserError(
+                f"run.dir: {self} cannot be written ({error.strerror}). Give a folder that can with --run.dir."
+            ) from error
+        with lock as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

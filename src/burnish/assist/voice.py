@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -12,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from burnish.errors import UserError
+from burnish.run import home_path
 
 #: Samples a second, samples of a frame, samples before it that are heard with it, and samples of a spectrum.
 RATE, FRAME, _CONTEXT, _WINDOW = 16_000, 512, 64, 256
@@ -56,7 +55,7 @@ def load_voice(path: str) -> VoiceNet:
     """
     net = VoiceNet()
     try:
-        net.load_state_dict(load_file(Path(path).expanduser()))
+        net.load_state_dict(load_file(home_path(path)))
     except (OSError, SafetensorError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:160]
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -194,6 +195,6 @@ def _image_file(folder: Path, name: str, places: Sequence[str] = _IMAGE_FOLDERS)
     name = re.sub(r"\\", "/", name)
     for place in places:
         for tried in (folder / place / name, folder / place / Path(name).name):
-            if tried.is_file():
+            if os.path.isfile(tried):
                 return tried.resolve()
     return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from burnish.data.new_tokens import opened
 from burnish.errors import UserError, nearest, unknown
+from burnish.run import home_path
 
 Message = dict[str, Any]
 
@@ -36,13 +37,13 @@ def set_template(tokenizer: Any, wanted: str) -> None:
     Raises:
         UserError: it is neither, or the file is no text.
     """
-    path = Path(wanted).expanduser()
+    path = home_path(wanted)
     if wanted in TEMPLATES:
         end = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else tokenizer.eos_token
         if end is None:
             raise UserError("task.template: the tokenizer has no token that ends an answer; take another tokenizer.")
         tokenizer.chat_template = opened(tokenizer, TEMPLATES[wanted].replace("END", repr(end)))
-    elif path.is_file():
+    elif os.path.isfile(path):
         try:
             tokenizer.chat_template = opened(tokenizer, path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from burnish.run import home_path
+
 #: A larger file is refused unread.
 MOST_FILE_BYTES = 256 * 2**20
 #: Longest that decoding one file may take.
@@ -77,10 +79,10 @@ def file_of(value: Any, where: str, folder: Path, made: Callable[[str, Path | by
     if isinstance(value, bytes | bytearray):
         return made(where, bytes(value)) if value else "is empty"
     if isinstance(value, str | os.PathLike):
-        path = folder / Path(value).expanduser()
+        path = folder / home_path(value)
         if "://" in str(value):
             return f"{str(value)[:80]!r} is an address; nothing is fetched: give a file"
-        return made(str(path), path) if path.is_file() else f"{str(path)!r} is no file"
+        return made(str(path), path) if os.path.isfile(path) else f"{str(path)!r} is no file"
     return (value,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from burnish.data import tokenizer as text
 from burnish.data.prepare import Splits, documents
 from burnish.env import cache_dir, fingerprint
 from burnish.errors import UserError
+from burnish.run import home_path
 from burnish.task import Task
 
 
@@ -90,8 +92,8 @@ def find_reader(
     if task.reads == "audio":
         return _find_listener(task, settings, facts, source, preset, find, say)
     if settings.tokenizer is not None:
-        path = Path(settings.tokenizer).expanduser()
-        return text.load_tokenizer(path if path.is_dir() else find(settings.tokenizer))
+        path = home_path(settings.tokenizer)
+        return text.load_tokenizer(path if os.path.isdir(path) else find(settings.tokenizer))
     if source:
         return text.load_tokenizer(source)
     count, special = settings.vocab_size or preset.options["vocab_size"], task.special_tokens
@@ -119,8 +121,8 @@ def _find_listener(
         _refuse(settings, task, "tokenizer")
         return extractor
     if settings.tokenizer is not None:
-        path = Path(settings.tokenizer).expanduser()
-        return sounds.load_writer(path if path.is_dir() else find(settings.tokenizer), extractor)
+        path = home_path(settings.tokenizer)
+        return sounds.load_writer(path if os.path.isdir(path) else find(settings.tokenizer), extractor)
     if source and text.holds_tokenizer(source):
         return sounds.load_writer(source, extractor)
     if "characters" not in facts:

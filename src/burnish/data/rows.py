@@ -18,6 +18,7 @@ from burnish.data.media import Medium
 from burnish.data.pictures import picture_of
 from burnish.data.sounds import sound_of
 from burnish.errors import UserError, nearest
+from burnish.run import home_path, refuse_unreadable
 from burnish.task import BrokenRow, Row, find_subclasses
 
 #: Above this share of broken rows a run stops: the file is probably not what the user thinks it is.
@@ -102,8 +103,9 @@ def find_parts(
     for name in names:
         if not name.strip():
             raise UserError(f"{setting}: the name {name!r} is empty. Give a file, a folder or a Hub id.")
-        path = Path(name).expanduser()
-        if path.is_dir():
+        path = home_path(name)
+        refuse_unreadable(path, f"{setting}: {name}")
+        if os.path.isdir(path):
             _refuse_folder_of_splits(path, setting, reads)
             paths = [file for file in sorted(path.rglob("*")) if _ending(file, by_ending) and file.is_file()]
             paths = [file for file in paths if not any(piece.startswith(".") for piece in file.relative_to(path).parts)]

@@ -56,7 +56,11 @@ def sound_of(value: Any, where: str, folder: Path) -> Sound | str:
         return value
     rate = None
     if isinstance(value, dict) and value.keys() >= {"array", "sampling_rate"}:
-        rate, value = value["sampling_rate"], np.asarray(value["array"])
+        rate = value["sampling_rate"]
+        try:
+            value = np.asarray(value["array"])
+        except ValueError:
+            return "has an array whose channels are not equally long"
         if not isinstance(rate, int | float) or not RATES[0] <= rate <= RATES[1]:
             return f"has {rate!r} samples a second, not {RATES[0]:,} to {RATES[1]:,}"
         rate = int(rate)

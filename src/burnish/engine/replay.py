@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from burnish.config import FreezeSettings
 from burnish.data.loader import Loader
@@ -13,6 +12,7 @@ from burnish.engine.fit import Fit
 from burnish.engine.prefix_cache import POSITIONS_AT_ONCE, CacheUnusable, Prefix, PrefixCache, fill, key_of, prefix_work
 from burnish.env import cache_dir, free_memory_bytes
 from burnish.ops.linear import packed
+from burnish.run import home_path
 from burnish.task import Task
 from burnish.terminal import Terminal
 
@@ -46,7 +46,7 @@ class Replays:
         if refusal or stack is None:
             self.terminal.say(f"frozen layers: computed in every step; {refusal}")
             return
-        root = cache_dir() / "prefix" if where == "auto" else Path(where).expanduser()
+        root = cache_dir() / "prefix" if where == "auto" else home_path(where)
         folder = root / key_of(stack, self.fit.model, precision)
         self._loader = loader if self.task.varies else None
         if where == "auto" and epochs <= self._views and not folder.exists():

@@ -12,7 +12,16 @@ from typing import Any
 
 from burnish.env import cache_dir, fingerprint
 from burnish.errors import UserError
-from burnish.run import RunFolder, nearest_beside, refuse_missing, remove_folder, replace_folder, write_json
+from burnish.run import (
+    RunFolder,
+    home_path,
+    nearest_beside,
+    refuse_missing,
+    refuse_unreadable,
+    remove_folder,
+    replace_folder,
+    write_json,
+)
 
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 
@@ -23,8 +32,9 @@ def model_folder(name: str, revision: str | None) -> Path:
     Raises:
         UserError: nothing of that name can be had.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = home_path(name)
+    refuse_unreadable(path, name)
+    if os.path.isdir(path):
         run = RunFolder(path)
         if run.is_run:
             if not (run.model / "config.json").is_file():
@@ -33,7 +43,7 @@ def model_folder(name: str, revision: str | None) -> Path:
         if not (path / "config.json").is_file():
             raise UserError(f"{name}: the folder holds no config.json, so it is no model and no burnish run.")
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(f"{name}: a model is a folder or a Hub id, and this is a file.")
     refuse_missing(name)
     return _hub_snapshot(name, revision)
