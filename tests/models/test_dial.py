@@ -78,6 +78,10 @@ def test_the_plan_prints_each_derivation(text_file: Path) -> None:
     [
         ({"path": "some/model"}, "model.compute: a pretrained model has its size already; give it with --preset only."),
         ({"preset": "bert-nano"}, "model.compute: bert has no dial; take a preset of gpt2, gpt3, llama3, qwen3."),
+        (
+            {"preset": "fastspeech-nano"},  # has no vocabulary of its own
+            "model.compute: fastspeech has no dial; take a preset of gpt2, gpt3, llama3, qwen3.",
+        ),
     ],
 )
 def test_models_without_a_dial_are_refused(model: dict, sentence: str) -> None:

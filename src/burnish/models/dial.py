@@ -83,15 +83,16 @@ def turned(compute: float, name: str, vocabulary: int | None) -> Dial:
     """
     preset = find_preset(name)
     family = next(family for family in families() if name in {size.name for size in family.presets()})
+    if family.shaped(2, 128, 256, 512) is None:
+        known = sorted(family.name for family in families() if family.shaped(2, 128, 256, 512) is not None)
+        raise UserError(f"model.compute: {family.name} has no dial; take a preset of {', '.join(known)}.")
     size = vocabulary or preset.options["vocab_size"]
     best = math.sqrt(compute / 6 / TOKENS_PER_PARAMETER)
     layers = min(range(2, _MOST_LAYERS), key=lambda count: abs(math.log(_products(count, size) / best)))
     parameters, width = _products(layers, size), WIDTH_PER_LAYER * layers
     sequence = min(2048, max(256, 1 << round(math.log2(width))))
     options = family.shaped(layers, width, sequence, size)
-    if options is None:
-        known = sorted(family.name for family in families() if family.shaped(2, 128, 256, 512) is not None)
-        raise UserError(f"model.compute: {family.name} has no dial; take a preset of {', '.join(known)}.")
+    assert options is not None  # the family has a dial
     return Dial(
         compute=compute,
         preset=Preset(f"{family.name}-d{layers}", preset.model_type, options, parameters, "model.compute"),
