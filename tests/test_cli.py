@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from helpers import LM, burnish
+from forks import forks
+from helpers import COMMAND, LM, burnish
 
 
 def _imports(code: str) -> set[str]:
@@ -105,6 +106,11 @@ def test_a_whole_life(text_file: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert json.loads(piped.stdout)["text"] == "The king"
+    _refused(burnish("predict", "runs/river", "The king", "--seed", 10**30, cwd=tmp_path), "seed: 1000", "is too large")
+    sound = forks().run(COMMAND, "predict", "runs/river", input="RIFF\0\0", cwd=tmp_path)
+    _refused(sound, "Standard input is no text. Name texts or files")
+    closed = forks().run(f"import sys; sys.stdin = None; {COMMAND}", "predict", "runs/river", cwd=tmp_path)
+    _refused(closed, "Standard input is closed. Name texts or files")
 
 
 def _refused(done: subprocess.CompletedProcess, *words: str) -> None:

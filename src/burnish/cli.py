@@ -261,11 +261,9 @@ def _predict(
         Print one JSON object a line.
     """
     from burnish.api import predict
-    from burnish.terminal import show_answer
+    from burnish.terminal import show_answer, typed_lines
 
-    if not inputs and sys.stdin.isatty():
-        print("burnish: one text a line; end with Ctrl-D", file=sys.stderr)
-    texts = list(inputs) or [line.rstrip("\n") for line in sys.stdin]
+    texts = inputs or list(typed_lines("one text a line; end with Ctrl-D", "Name texts or files after the model."))
     for answer in predict(target, texts, column=text, seed=seed, pictures=pictures, **settings):
         if json:
             print(_json(answer), flush=True)

@@ -29,6 +29,9 @@ from burnish.task import Row, Task, find_task, registry
 from burnish.terminal import Terminal
 from burnish.units import readable_count
 
+#: A seed of sampling is less.
+MOST_SEED = 2**63
+
 
 class Opened:
     """A model with the task it was trained for.
@@ -122,6 +125,8 @@ class Opened:
                 continue
             whole = self.asks.keys() <= values.keys() and self.task_class.reads == "text"
             inputs.append(values if whole else checked_input(values, self.asks, f"Input {number}"))
+        if abs(seed) >= MOST_SEED:
+            raise UserError(f"seed: {seed} is too large; give a whole number of less than {MOST_SEED:,}.")
         given = merge(self.config.model_dump(), {"generate": dict(generate)})
         config = parse(given, type(self.config), "settings")
         return self.task.predict(self.model, inputs, config.generate, seed)

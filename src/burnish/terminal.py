@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
+from burnish.errors import UserError
 from burnish.units import readable_count, readable_seconds
 
 #: Seconds between progress lines where no terminal can redraw one.
@@ -139,6 +140,37 @@ def fail(text: str) -> None:
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"burnish: {text}", style="red", markup=False)
     sys.stderr.flush()
+
+
+def standard_input(instead: str) -> Any:
+    """Return standard input.
+
+    Raises:
+        UserError: it is closed; `instead` says what else can be done.
+    """
+    if sys.stdin is None:
+        raise UserError(f"Standard input is closed. {instead}")
+    return sys.stdin
+
+
+def typed_lines(hint: str, instead: str) -> Iterator[str]:
+    """Yield the lines of standard input, decoded as arguments are.
+
+    Args:
+        hint: what is said where somebody types them.
+        instead: what else can be done.
+
+    Raises:
+        UserError: it is closed, or no text.
+    """
+    lines = standard_input(instead)
+    lines.reconfigure(errors="surrogateescape")
+    if lines.isatty():
+        print(f"burnish: {hint}", file=sys.stderr, flush=True)
+    for line in lines:
+        if "\0" in line:
+            raise UserError(f"Standard input is no text. {instead}")
+        yield line.rstrip("\n")
 
 
 def show_answer(answer: dict[str, Any]) -> None:

@@ -27,14 +27,14 @@ from safetensors.torch import save_file
 import burnish
 from burnish.assist.act import Unfit, command_of, reply_of, run
 from burnish.assist.chain import Chain, meant, plain
-from burnish.assist.command import _blocks, _line, _lines, _utterances
+from burnish.assist.command import _blocks, _line, _utterances
 from burnish.assist.ear import Ear
 from burnish.assist.serve import Server
 from burnish.assist.settings import Action, Assistant, read_assistant
 from burnish.assist.voice import Voice, VoiceNet, load_voice
 from burnish.data.sounds import wav_of
 from burnish.errors import UserError
-from burnish.terminal import Terminal
+from burnish.terminal import Terminal, typed_lines
 from forks import forks
 from helpers import COMMAND, sentiment_rows
 from helpers import burnish as command
@@ -276,7 +276,7 @@ def test_any_line_is_a_request(
     said = ("x" * 300, "~nobody is there", "a\0b", "good \udcff king", "")
     assert [list(_utterances(chain, given)) for given in said] == [[one] for one in (*said[:3], "good \ufffd king", "")]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good \xff king\nRIFF\0"), "utf-8"))
-    lines = _lines()
+    lines = typed_lines("type", "Name a sound.")
     assert list(_utterances(chain, next(lines))) == ["good \ufffd king"]
     with pytest.raises(UserError, match=r"Standard input is no text\. Name a sound"):
         next(lines)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: Bytes of a block of samples from standard input: a tenth of a second at 16,000.
 _BLOCK = 3_200
+_INSTEAD = "Name texts or sounds after the assistant, or use --microphone."
 
 
 def assist(
@@ -52,6 +53,7 @@ def assist(
     from burnish.api import load_torch
     from burnish.assist.settings import read_assistant
     from burnish.errors import UserError
+    from burnish.terminal import typed_lines
 
     if bool(said) + microphone + (serve is not None) > 1:
         raise UserError("Give sounds and texts, --microphone or --serve, one of the three.")
@@ -60,11 +62,12 @@ def assist(
     from burnish.assist.chain import Chain
 
     chain = Chain(assistant)
+    typed = typed_lines("type what you want, a line each (Ctrl-D ends it)", _INSTEAD)
     if serve is not None:
         _serve(chain, serve)
         return
     asked = spoken = failed = 0
-    for request in _streamed(chain) if microphone else (_utterances(chain, given) for given in said or _lines()):
+    for request in _streamed(chain) if microphone else (_utterances(chain, given) for given in said or typed):
         asked += 1
         for event in chain.answers(request):
             failed += event["stage"] == "problem"
@@ -104,24 +107,6 @@ def _utterances(chain: Chain, given: str) -> Iterator[str | np.ndarray]:
         yield os.fsencode(given).decode("utf-8", "replace")
 
 
-def _lines() -> Iterator[str]:
-    """Yield the lines of standard input, decoded as arguments are.
-
-    Raises:
-        UserError: it is no text.
-    """
-    from burnish.errors import UserError
-
-    lines = _standard_input()
-    lines.reconfigure(errors="surrogateescape")
-    if lines.isatty():
-        print("type what you want, a line each (Ctrl-D ends it)", file=sys.stderr, flush=True)
-    for line in lines:
-        if "\0" in line:
-            raise UserError("Standard input is no text. Name a sound after the assistant, or use --microphone.")
-        yield line.rstrip("\n")
-
-
 def _streamed(chain: Chain) -> Iterator[list[np.ndarray]]:
     """Yield each utterance in the samples on standard input, as soon as it is whole; one of no samples if there is none.
 
@@ -142,9 +127,10 @@ def _blocks(rate: int) -> Iterator[np.ndarray]:
 
     from burnish.data.sounds import FULL
     from burnish.errors import UserError
+    from burnish.terminal import standard_input
 
     wanted = f"one channel of 16 bits at {rate:,} samples a second: arecord -q -t raw -f S16_LE -r {rate} | burnish ..."
-    stream = _standard_input().buffer
+    stream = standard_input(_INSTEAD).buffer
     if stream.isatty():
         raise UserError(f"--microphone: standard input is a terminal. Pipe samples into it, {wanted}")
     if stream.peek(4).startswith(b"RIFF"):
@@ -165,14 +151,6 @@ def _blocks(rate: int) -> Iterator[np.ndarray]:
         yield np.frombuffer(block[:whole], "<i2").astype(np.float32) / FULL
 
 
-def _standard_input() -> Any:
-    from burnish.errors import UserError
-
-    if sys.stdin is None:
-        raise UserError("Standard input is closed. Name texts or sounds after the assistant.")
-    return sys.stdin
-
-
 def _heard_by_people(sound: bytes, play: tuple[str, ...], folder: str | None, number: int) -> str:
     """Play a reply and write it into a folder, where that is asked for; return its file, or how large it is.
 
@@ -180,6 +158,7 @@ def _heard_by_people(sound: bytes, play: tuple[str, ...], folder: str | None, nu
         UserError: neither can be done.
     """
     from burnish.errors import UserError
+    from burnish.run import write_atomic
 
     if play:
         try:
@@ -190,8 +169,7 @@ def _heard_by_people(sound: bytes, play: tuple[str, ...], folder: str | None, nu
         return f"{len(sound)} bytes"
     path = Path(folder) / f"{number}.wav"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(sound)
+        write_atomic(path, sound)
     except OSError as error:
         raise UserError(f"--replies: {path} cannot be written ({error.strerror}).") from error
     return str(path)
