@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import sys
@@ -53,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("TOKENIZERS_PARALLELISM", "true"),
     ):
         os.environ.setdefault(name, value)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as stderr has them: bytes of a file's name that are no UTF-8
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         task_settings = _task_settings(words)

@@ -30,11 +30,14 @@ def fsync_dir(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that, at any moment and after a power cut, it is the old one or the new one, whole."""
+    """Write a file so that, at any moment and after a power cut, it is the old one or the new one, whole.
+
+    Bytes of a file's name that are no UTF-8 are written as `\\udcff`, as JSON has them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
     with open(temporary, "wb") as handle:
-        handle.write(content.encode() if isinstance(content, str) else content)
+        handle.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         handle.flush()
         os.fsync(handle.fileno())
     os.rename(temporary, path)

@@ -45,7 +45,7 @@ class Terminal:
 
     def open_log(self, path: Path) -> None:
         """Repeat every sentence in this file from now on."""
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
+        self._file = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  (closed by `close`)
 
     def close(self) -> None:
         """Close the log file."""

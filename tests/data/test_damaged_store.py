@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,21 @@ import pytest
 
 from burnish.data.store import Damaged, Store
 from burnish.errors import UserError
+from burnish.run import write_json
 
 EXAMPLES = [({"input_ids": np.arange(3 + n), "label": np.array([n])}, f"a.csv:{n}") for n in range(5)]
 
 
 def build(path: Path) -> Store:
     return Store.build(path, iter(EXAMPLES))
+
+
+def test_a_row_may_come_from_a_file_of_any_name(tmp_path: Path) -> None:
+    places = [os.fsdecode(b"bad\xff.wav"), "two\nlines.wav", "a\rb", "\\n", "c:\\new\\", "plain.csv:4", "\ud800"]
+    store = Store.build(tmp_path / "store", [({"input_ids": np.arange(3)}, place) for place in places])
+    assert [store.where(row) for row in range(len(places))] == places
+    write_json(tmp_path / "places.json", places)
+    assert json.loads((tmp_path / "places.json").read_text()) == places
 
 
 def is_whole(store: Store) -> bool:

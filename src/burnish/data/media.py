@@ -56,7 +56,7 @@ class Medium:
         try:
             return hashlib.sha256(self.read()).hexdigest()
         except OSError:
-            return hashlib.sha256(self.name.encode()).hexdigest()
+            return hashlib.sha256(self.name.encode("utf-8", "surrogatepass")).hexdigest()
 
     def decoded(self, kind: str, rate: int) -> np.ndarray:
         """Return what `Decoder.decode` would, of content that is decoded already."""

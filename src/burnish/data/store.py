@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,10 +77,10 @@ class Store:
 
     def where(self, index: int) -> str:
         """Return file and line of the row an example came from."""
-        with open(self.path / "where.txt", encoding="utf-8") as handle:
+        with open(self.path / "where.txt", encoding="utf-8", errors="surrogatepass", newline="\n") as handle:
             for number, line in enumerate(handle):
                 if number == index:
-                    return line.rstrip("\n")
+                    return re.sub(r"\\(.)", lambda found: found[1].replace("n", "\n"), line.rstrip("\n"))
         raise IndexError(index)
 
     @staticmethod
@@ -187,7 +188,9 @@ class _Collected:
             offsets = np.zeros(len(sizes) + 1, np.int64)
             np.cumsum(sizes, out=offsets[1:])
             np.save(self.folder / f"{name}.offsets.npy", offsets)
-        (self.folder / "where.txt").write_text("".join(f"{place}\n" for place in self.places), encoding="utf-8")
+        lines = (place.replace("\\", r"\\").replace("\n", r"\n") for place in self.places)  # a name may hold any byte
+        text = "".join(f"{line}\n" for line in lines)
+        (self.folder / "where.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
         checksums = {path.name: _checksum(path) for path in sorted(self.folder.iterdir())}
         about = {
             "features": list(self.sizes),
