@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from burnish.api import resolve
 from burnish.data.rows import Rows, asked_of, find_parts
 from burnish.errors import UserError
 from burnish.models.source import model_folder
@@ -25,6 +26,15 @@ def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
     for name, reason in ((str(tmp_path / "file"), "is a file"), ("~nobody-of-this-name/x", "there is no such user")):
         with pytest.raises(UserError, match=f"run.dir: .*{reason}"):
             RunFolder.wanted(name)
+
+
+def test_a_name_that_no_recipe_can_hold_is_refused() -> None:
+    given = {"model": {"preset": "gpt2-nano"}, "data": {"train": "b\udcff.txt"}, "run": {"dir": "r\udcff"}}
+    with pytest.raises(
+        UserError, match=r"2 settings are wrong:\n  data\.train: .* holds bytes that are no UTF-8"
+    ) as caught:
+        resolve("text-generation", given)
+    assert "run.dir: 'r\\udcff' holds bytes" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [f"./{LONG}", "~nobody-of-this-name/x", f"/{LONG}/x"])

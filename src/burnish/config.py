@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 
 from burnish.errors import UserError, nearest
 from burnish.units import DurationText, ShareText, SomeDurationText
@@ -41,6 +50,15 @@ class Settings(BaseModel):
     """Base of every group: frozen, typed, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        """Refuse bytes that are no UTF-8, as a file's name may have: no recipe holds them."""
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and text != text.encode(errors="ignore").decode():
+                raise ValueError("holds bytes that are no UTF-8; give another name")
+        return value
 
 
 class TaskSettings(Settings):

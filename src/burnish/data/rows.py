@@ -344,7 +344,7 @@ def text_problem(text: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which is no valid Unicode"
+        return "holds bytes that are no UTF-8, or half of a surrogate pair, which is no valid Unicode"
     return None
 
 

@@ -406,4 +406,4 @@ def _apart(values: Sequence[Any]) -> np.ndarray:
 
 def _photo(row: Row) -> int:
     """Return a number that stands for a row."""
-    return int.from_bytes(hashlib.blake2b(row.where.encode(), digest_size=7).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(row.where.encode("utf-8", "surrogatepass"), digest_size=7).digest(), "big")
