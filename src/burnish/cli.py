@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import os
 import sys
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("TOKENIZERS_PARALLELISM", "true"),
     ):
         os.environ.setdefault(name, value)
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(
             errors="backslashreplace"
         )  # as stderr has them: bytes of a file's name that are no UTF-8
