@@ -246,11 +246,15 @@ def weights_of(session: Session) -> dict[str, Any]:
     return {name: value.detach().clone() for name, value in session.job.weights.exact.items()}
 
 
-def said_by_card(folder: Path) -> str:
-    """Run the code that a run's card gives and return what the last of it, for plain transformers, prints."""
+def said_by_card(folder: Path, cwd: Path | None = None) -> str:
+    """Run the code that a run's card gives and return what the last of it, for plain transformers, prints.
+
+    Args:
+        cwd: where it runs, and its files lie.
+    """
     done = None
     for code in re.findall(r"```python\n(.*?)```", (folder / "card.md").read_text(), re.S):
-        done = forks().run(code)
+        done = forks().run(code, cwd=cwd)
         assert done.returncode == 0, done.stderr
     assert done is not None
     return done.stdout

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+import burnish
 from burnish.config import AugmentSettings
 from burnish.data.augment_sounds import varied
 from burnish.data.tokenizer import train_tokenizer
@@ -20,7 +21,7 @@ from burnish.errors import UserError
 from burnish.generate.ctc import WordModel, aligned, beam_search, best_path
 from burnish.inference import open_model
 from burnish.tasks.speech_recognition import _Writing, pieces
-from helpers import apart, first_step, session_of, trained, weights_of
+from helpers import apart, first_step, said_by_card, session_of, trained, weights_of
 from tasks.test_audio_classification import _WAVE
 from tones import RATE, folder_of_songs
 
@@ -248,3 +249,13 @@ def test_what_a_decoder_writes_has_a_time_for_each_word(kind: str, tmp_path: Pat
     assert answer["text"].split() == [word for chunk in answer["chunks"] for word in chunk["text"].split()]
     times = [second for chunk in answer["chunks"] for second in (chunk["start"], chunk["end"])]
     assert len(answer["chunks"]) > 1 and times == sorted(times) and times[0] >= 0 and times[-1] <= 3
+
+
+def test_the_card_of_a_whisper_from_scratch_hears(tmp_path: Path) -> None:
+    """Its code gives the letters of the training texts, of which two that are equal stay two."""
+    folder = folder_of_songs(tmp_path / "songs", 6)
+    settings = {"data": str(folder), "model": {"preset": "whisper-nano"}, "run": {"dir": str(tmp_path / "run")}}
+    run = burnish.train(TASK, **settings, task={"seconds": 1}, train={"length": "2 steps", "batch": 2})
+    assert isinstance(run, burnish.Run)
+    shutil.copy(folder / "000.wav", tmp_path / "speech.wav")
+    assert set(said_by_card(run.path, tmp_path).strip()) <= set("abcd ")

@@ -17,7 +17,7 @@ from burnish.api import predict
 from burnish.errors import UserError
 from burnish.ops.griffin_lim import griffin_lim
 from burnish.session import Session
-from helpers import session_of
+from helpers import said_by_card, session_of
 from tiny_speech_t5 import SPEAKER, tiny_vocoder
 
 
@@ -100,6 +100,8 @@ def test_a_run_speaks_as_its_speakers_do(speech_t5: Path, said_folder: Path, tmp
     assert plainly["samples"] != made["samples"]
     assert len(made["samples"]) == len(plainly["samples"]) + 256
     assert run.predict("ab cd 7")["left_out"] == "7"
+    said_by_card(run.path, tmp_path)
+    assert len(soundfile.read(tmp_path / "spoken.wav")[0])
 
 
 def test_samples_of_few_frames_are_found() -> None:

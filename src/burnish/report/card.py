@@ -30,7 +30,7 @@ def render_card(folder: RunFolder) -> str:
         UserError: a file is missing or damaged.
     """
     facts = read_facts(folder)
-    usage = _USAGE.get(facts.task, _any_usage)
+    usage = _USAGE.get(facts.task, _any_usage)(facts)
     # Whatever a template prints is escaped as Markdown text, unless a filter here made it Markdown.
     page = template("card.md.jinja", autoescape=False, finalize=escaped)
     return page.render(
@@ -39,7 +39,8 @@ def render_card(folder: RunFolder) -> str:
         settings=settings(facts),
         results=results(facts),
         labels=labels(facts),
-        usage=fenced(usage(facts), "python"),
+        usage=fenced(usage, "python"),
+        alone=re.search("^(import|from) burnish", usage, re.M) is None,
         load=fenced(_load(facts), "python"),
         predict=fenced(f"burnish predict {shlex.quote(str(folder))} {shlex.quote(_example(facts))}", "sh"),
         again=fenced(_again(facts), "sh"),
@@ -207,7 +208,12 @@ def _own(facts: Facts) -> str:
     from burnish.models import own
 
     ours = {name for names in own.HEADS.values() for name in names}
-    return "import burnish.models.own\n" if facts.plan["model"]["summary"].partition(",")[0] in ours else ""
+    return "import burnish.models.own\n" if _architecture(facts) in ours else ""
+
+
+def _architecture(facts: Facts) -> str:
+    """Return the name of the model's class."""
+    return facts.plan["model"]["summary"].partition(",")[0]
 
 
 def _generation_usage(facts: Facts) -> str:
@@ -324,17 +330,62 @@ print(model(soxr.resample(samples.mean(1), rate, model.feature_extractor.samplin
 """
 
 
-def _spoken_usage(facts: Facts) -> str:
+def _heard_usage(facts: Facts) -> str:
+    if _architecture(facts) != "WhisperForConditionalGeneration":
+        return _sound_usage(facts)
+    reader = facts.folder.read_json(facts.folder.model / "tokenizer_config.json")
+    return _letters_usage(facts) if reader["tokenizer_class"] == "Wav2Vec2CTCTokenizer" else _sound_usage(facts)
+
+
+def _letters_usage(facts: Facts) -> str:
+    """Return code for a Whisper from scratch, whose letters a pipeline would take for those of CTC, which repeat."""
     return f"""
-{_own(facts)}import torch
-from transformers import AutoModelForTextToSpectrogram, AutoTokenizer
+import soundfile
+import soxr
+from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
 folder = {_text(facts.folder.model)}
-tokenizer = AutoTokenizer.from_pretrained(folder)
+extractor, tokenizer = AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSpeechSeq2Seq.from_pretrained(folder).eval()
+samples, rate = soundfile.read({_text(_example(facts))}, dtype="float32", always_2d=True)
+samples = soxr.resample(samples.mean(1), rate, extractor.sampling_rate)
+inputs = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=model.config.max_target_positions - 1)
+print(tokenizer.decode(output[0], skip_special_tokens=True, group_tokens=False))
+"""
+
+
+def _spoken_usage(facts: Facts) -> str:
+    vocoder = (yaml.safe_load(facts.recipe).get("task") or {}).get("vocoder")
+    voice = facts.plan["facts"].get("voice") or [0.0]
+    if _architecture(facts) == "SpeechT5ForTextToSpeech":
+        speaker = f"torch.tensor([{voice}])" if any(voice) else "torch.zeros(1, model.config.speaker_embedding_dim)"
+        said = f'model.generate_speech(inputs["input_ids"], {speaker})'
+    else:
+        said = "model(**inputs).spectrogram[0]"
+    if vocoder:
+        needed = "from transformers import SpeechT5HifiGan"
+        rest = f"    samples = SpeechT5HifiGan.from_pretrained({_text(vocoder)})(mels)"
+    else:
+        needed = "from burnish.ops.griffin_lim import griffin_lim, magnitudes_of"
+        rest = """
+magnitudes = magnitudes_of(10**mels.T, torch.from_numpy(extractor.mel_filters).float())
+samples = griffin_lim(magnitudes, torch.from_numpy(extractor.window).float(), extractor.sample_stride, seed=0)
+""".strip()
+    return f"""
+{_own(facts)}import soundfile
+import torch
+{needed}
+from transformers import AutoFeatureExtractor, AutoModelForTextToSpectrogram, AutoTokenizer
+
+folder = {_text(facts.folder.model)}
+extractor, tokenizer = AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 model = AutoModelForTextToSpectrogram.from_pretrained(folder).eval()
 inputs = tokenizer({_text(_example(facts))}, return_tensors="pt")
 with torch.inference_mode():
-    print(model(**inputs).spectrogram.shape)
+    mels = {said}
+{rest}
+soundfile.write("spoken.wav", samples.numpy(), extractor.sampling_rate)
 """
 
 
@@ -353,7 +404,7 @@ _USAGE: dict[str, Callable[[Facts], str]] = {
     "text-classification": _classification_usage,
     "image-classification": _image_usage,
     "audio-classification": _sound_usage,
-    "automatic-speech-recognition": _sound_usage,
+    "automatic-speech-recognition": _heard_usage,
     "text-to-speech": _spoken_usage,
     "question-answering": _answer_usage,
     "preference-tuning": _generation_usage,
