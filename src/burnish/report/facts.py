@@ -19,7 +19,10 @@ from burnish.units import readable_bytes
 
 #: Metric to its name in words and what it says, in one line.
 METRICS = {
-    "loss": ("loss", "Mean loss per target (cross-entropy: in nats). Lower is better."),
+    "loss": (
+        "loss",
+        "What training lowers: a mean per target (cross-entropy: in nats); of several parts, their sum. Lower is better.",
+    ),
     "perplexity": (
         "perplexity",
         "e to the power of the loss: as unsure as choosing evenly among this many tokens. Lower is better.",
@@ -38,7 +41,12 @@ METRICS = {
     ),
     "mel_error": (
         "mel error",
-        "Mean absolute error of a log10-mel of the spectrum, where durations are given. Lower is better.",
+        "Mean absolute error of a log10-mel of the spectrum, told the true durations or the frames before. Lower is better.",
+    ),
+    "end_error": (
+        "end error",
+        "Mean cross-entropy, in nats, of whether the sound ends at a frame, told the frames before; the one where it does "
+        "counts five times. Lower is better.",
     ),
     "duration_error": ("duration error", "Mean absolute error of a character's duration, in seconds. Lower is better."),
     "accuracy": ("accuracy", "Share of rows, words or pairs that are judged right. Higher is better."),
