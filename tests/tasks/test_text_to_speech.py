@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 import burnish
+from burnish.api import predict
 from burnish.data.extractor import make_extractor, make_writer
 from burnish.errors import UserError
 from burnish.models.load import make_config
@@ -125,6 +126,9 @@ def test_a_run_sings_what_it_learned(run: burnish.Run, tmp_path: Path) -> None:
     written, rate = soundfile.read(said["file"])
     assert rate == 16_000
     np.testing.assert_allclose(written, samples, atol=1e-4)
+    [again, other] = (predict(str(run.path), ["ad"], generate={"sounds": str(tmp_path)}, seed=seed)[0] for seed in (0, 1))
+    assert again["file"] == said["file"] != other["file"]
+    assert sorted(tmp_path.iterdir()) == sorted([Path(again["file"]), Path(other["file"])])
 
 
 def test_any_text_is_said_or_refused(run: burnish.Run, tmp_path: Path) -> None:

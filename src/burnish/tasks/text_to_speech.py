@@ -22,6 +22,7 @@ from burnish.data.sounds import FULL, wav_of
 from burnish.data.spelling import plain, tidy
 from burnish.data.tokenizer import filled_up
 from burnish.errors import UserError
+from burnish.run import write_atomic
 from burnish.task import Batch, Example, Records, Row, Task
 from burnish.tasks.media import MediaTask
 
@@ -192,16 +193,15 @@ class Speech(MediaTask):
         return griffin_lim(magnitudes, window, self.hop, seed).clamp(-1, 1).numpy()
 
     def _written(self, samples: np.ndarray, text: str, folder: Path) -> Path:
-        """Write samples into a folder under a name made of their text, and return their file.
+        """Write samples into a folder, whole, under a name made of their text and themselves, and return their file.
 
         Raises:
             UserError: it cannot be written.
         """
-        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        digest = hashlib.sha256(text.encode() + samples.tobytes()).hexdigest()[:6]
         file = folder / f"{'-'.join(plain(text).replace(chr(39), '').split())[:40]}-{digest}.wav"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(wav_of(samples, self.rate))
+            write_atomic(file, wav_of(samples, self.rate))
         except OSError as error:
             raise UserError(f"generate.sounds: {file} cannot be written ({error.strerror}).") from error
         return file
