@@ -407,7 +407,7 @@ class Session:
         self.terminal.say(f"report  {folder.report}")
         asked = self.task.asked_columns(self.config.data).values()
         example = f"'{json.dumps(dict.fromkeys(asked, '...'))}'" if len(asked) > 1 else f'"{self.task.example_input}"'
-        self.terminal.say(f"use it  burnish predict {folder} {example}")
+        self.terminal.say(f"use it  burnish predict {folder} {example}{self.task.use_settings}")
 
     def _export(self) -> None:
         target = self.folder.model

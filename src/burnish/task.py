@@ -133,6 +133,8 @@ class Task(ABC):
 
     asks: ClassVar[tuple[str, ...]] = ("text",)
     """The columns a prediction needs, of those in `columns`; the first may be given alone, as plain text."""
+    use_settings: ClassVar[str] = ""
+    """Settings of `burnish predict`, after a blank, without which what it answers cannot be looked at or heard."""
     takes_prompt: ClassVar[bool] = False
     """Whether the virtual tokens of `adapter.kind: prompt` can stand before its texts (`burnish.data.new_tokens`)."""
     special_tokens: ClassVar[dict[str, str]] = {}

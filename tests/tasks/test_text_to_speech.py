@@ -136,6 +136,7 @@ def test_any_text_is_said_or_refused(run: burnish.Run, tmp_path: Path) -> None:
     assert run.predict("Ab-7 c")["left_out"] == "-7"
     with pytest.raises(UserError, match="'42!' holds nothing that this model can say"):
         run.predict("42!")
+    assert "shines' --generate.sounds spoken\n" in (run.path / "card.md").read_text()
     said_by_card(run.path, tmp_path)
     written, rate = soundfile.read(tmp_path / "spoken.wav")
     assert rate == 16_000 and np.abs(written).max() > 0.01

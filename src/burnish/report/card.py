@@ -42,7 +42,7 @@ def render_card(folder: RunFolder) -> str:
         usage=fenced(usage, "python"),
         alone=re.search("^(import|from) burnish", usage, re.M) is None,
         load=fenced(_load(facts), "python"),
-        predict=fenced(f"burnish predict {shlex.quote(str(folder))} {shlex.quote(_example(facts))}", "sh"),
+        predict=fenced(_predict(facts), "sh"),
         again=fenced(_again(facts), "sh"),
         recipe=fenced(_without_folder(facts.recipe), "yaml"),
         environment=environment_rows(facts),
@@ -174,6 +174,12 @@ def _example(facts: Facts) -> str:
     return (
         prompts[0] if _TAGS.get(facts.task, facts.task) == "text-generation" else "the plot is thin but the cast shines"
     )
+
+
+def _predict(facts: Facts) -> str:
+    """Return the command that uses the run."""
+    settings = registry()[facts.task].use_settings if facts.task in registry() else ""
+    return f"burnish predict {shlex.quote(str(facts.folder))} {shlex.quote(_example(facts))}{settings}"
 
 
 def _read(facts: Facts) -> str:

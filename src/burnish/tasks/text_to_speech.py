@@ -54,6 +54,7 @@ class Speech(MediaTask):
 
     reads = "audio"
     writes = True
+    use_settings = " --generate.sounds spoken"
     Settings = TextToSpeechSettings
     auto_class = "AutoModelForTextToSpectrogram"
     characters: frozenset[str]
