@@ -104,6 +104,17 @@ def test_a_run_speaks_as_its_speakers_do(speech_t5: Path, said_folder: Path, tmp
     assert len(soundfile.read(tmp_path / "spoken.wav")[0])
 
 
+def test_a_long_text_is_said_within_the_model_s_positions(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of at most as many characters as it has positions for; one that never stops ends at its last frame."""
+    model, task = session.fit.model.eval(), session.task
+    task.facts = {**task.facts, "end": "."}
+    pieces, _ = task.pieces("abcd" * 100)
+    assert max(len(task.words(piece)["input_ids"]) for piece in pieces) == task.config.max_text_positions
+    monkeypatch.setattr(model.speech_decoder_postnet.prob_out, "forward", lambda said: said.new_full((1, 2), -9.0))
+    frames = task.config.max_speech_positions * task.config.reduction_factor
+    assert len(task.spoken(model, pieces[0], 0)) == (frames - 1) * task.hop
+
+
 def test_samples_of_few_frames_are_found() -> None:
     """A sound shorter than a window has as many samples as its frames say."""
     for frames in (1, 2, 5):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: How much the one frame at which a sound ends counts beside another, in transformers' SpeechT5SpectrogramLoss.
 _END = 5.0
+#: Frames a character that are said at most: transformers' own number, where the model has as many positions.
+_MOST_FRAMES = 20.0
 
 
 class SpeechT5(Speech):
@@ -39,6 +41,8 @@ class SpeechT5(Speech):
         super().__init__(settings, tokenizer, facts)
         pieces = {piece for piece in self.words.get_vocab() if len(piece) == 1}
         self.characters = frozenset(pieces - {"\u2581"} | {" "})
+        added = len(self.words("")["input_ids"]) + 2  # a blank before the text, the sign that may end it
+        self.at_once = max(1, min(self.at_once, self.config.max_text_positions - added))
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
@@ -188,8 +192,9 @@ class SpeechT5(Speech):
         voice = self.facts.get("voice") or [0.0] * self.config.speaker_embedding_dim
         ids = torch.tensor([self.words(text)["input_ids"]], device=model.device)
         speaker = torch.tensor([voice], device=model.device, dtype=model.dtype)
+        room = self.config.max_speech_positions * self.config.reduction_factor / ids.shape[1]
         with torch.inference_mode():
-            mels = model.generate_speech(ids, speaker).float().cpu()
+            mels = model.generate_speech(ids, speaker, maxlenratio=min(_MOST_FRAMES, room)).float().cpu()
         return self.samples_of(mels, seed)
 
 

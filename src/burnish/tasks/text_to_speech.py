@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: How far the durations of a text may be from the length of its sound, in seconds.
 _SLACK = 0.1
-#: Longest text that is said at once, in characters; a longer one is cut after a sentence or between words.
-_AT_ONCE = 160
 #: Where sentences end.
 _ENDS = re.compile(r"(?<=[.?!:;])\s+")
 
@@ -59,6 +57,8 @@ class Speech(MediaTask):
     auto_class = "AutoModelForTextToSpectrogram"
     characters: frozenset[str]
     """Those that can be said."""
+    at_once = 160
+    """Longest text that is said at once, in characters; a longer one is cut after a sentence or between words."""
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, facts: Mapping[str, Any]):
         super().__init__(settings, tokenizer, facts)
@@ -145,7 +145,7 @@ class Speech(MediaTask):
         whole = re.sub(r" (?=[.,?!:;])", "", whole)
         if not any(letter.isalnum() for letter in whole):
             raise UserError(f"The text {text[:40]!r} holds nothing that this model can say.")
-        found = [piece for sentence in _ENDS.split(whole) for piece in textwrap.wrap(sentence, _AT_ONCE)]
+        found = [piece for sentence in _ENDS.split(whole) for piece in textwrap.wrap(sentence, self.at_once)]
         end = self.facts.get("end", "")
         return [piece + end if piece[-1].isalnum() else piece for piece in found], left_out
 
