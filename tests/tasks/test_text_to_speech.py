@@ -194,6 +194,12 @@ def test_other_models_are_refused(songs_folder: Path, tmp_path: Path) -> None:
     given = {**GIVEN, "data": {"train": str(songs_folder)}}
     with pytest.raises(UserError, match="a wav2vec2-bert does not learn text-to-speech here"):
         session_of("text-to-speech", tmp_path / "run", **{**given, "model": {"preset": "w2v-bert-nano"}})
+    for unused, message in (
+        ({"data": {"train": str(songs_folder), "speaker": "singer"}}, "data.speaker: a fastspeech learns one voice"),
+        ({"augment": {"noise": 0.5}}, "augment.noise: text-to-speech varies nothing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            session_of("text-to-speech", tmp_path / "run", **{**given, **unused})
     with pytest.raises(UserError, match="fastspeech"):
         session_of(
             "audio-classification", tmp_path / "run", **{**given, "data": {"train": str(songs_folder), "label": "text"}}

@@ -65,6 +65,9 @@ def model_config(config: Config, task: Task, source: Path | None, new: int = 0, 
         unused = type(config.augment).model_fields
         refuse_unused("augment", config.augment, unused, "only images and sounds are varied. Leave it out.")
         return _reading(made, config, task.tokenizer, new)
+    if type(task).vary is Task.vary:
+        unused = type(config.augment).model_fields
+        refuse_unused("augment", config.augment, unused, f"{task.name} varies nothing. Leave it out.")
     other = PICTURES if task.reads == "audio" else SOUNDS
     refuse_unused("augment", config.augment, other, f"{task.name} is about {task.reads}. Leave it out.")
     return made if task.reads == "audio" else _seeing(made, task)

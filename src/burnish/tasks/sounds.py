@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 #: The shortest sound that is heard, in seconds.
-_LEAST_SECONDS = 0.05
+LEAST_SECONDS = 0.05
 
 
 class AudioTask(MediaTask):
@@ -84,7 +84,7 @@ class AudioTask(MediaTask):
         seconds = len(samples) / self.rate
         if seconds > self.seconds:  # decoded by whoever gave it
             return f"is longer than {self.seconds} seconds; cut it into pieces"
-        frames = self.frames(len(samples)) if seconds >= _LEAST_SECONDS else 0
+        frames = self.frames(len(samples)) if seconds >= LEAST_SECONDS else 0
         if not frames or not self.positions(frames):
             return f"is too short, {seconds:.3f} seconds"
         example = {

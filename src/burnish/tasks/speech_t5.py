@@ -59,12 +59,13 @@ class SpeechT5(Speech):
         """Return who speaks, float32 [numbers] of length 1, or why it is not said; all 0 where no column says it."""
         size = cls.config.speaker_embedding_dim
         try:
-            voice = np.asarray(row.values.get("speaker", np.zeros(size)), np.float32)
+            voice = np.asarray(row.values.get("speaker", np.zeros(size)), np.float64)
         except (TypeError, ValueError):
-            voice = np.empty(0, np.float32)
+            voice = np.empty(0)
         if voice.shape != (size,) or not np.isfinite(voice).all():
             return f"its speaker is not a list of {size} numbers"
-        return voice / max(float(np.linalg.norm(voice)), 1e-12)
+        voice = voice / max(float(np.abs(voice).max()), 1e-12)  # so that no square is too large for a number
+        return (voice / max(float(np.linalg.norm(voice)), 1e-12)).astype(np.float32)
 
     def model_options(self) -> dict[str, Any]:
         """Return the settings by which no layers are left out."""

@@ -25,6 +25,7 @@ from burnish.errors import UserError
 from burnish.run import write_atomic
 from burnish.task import Batch, Example, Records, Row, Task
 from burnish.tasks.media import MediaTask
+from burnish.tasks.sounds import LEAST_SECONDS
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +97,8 @@ class Speech(MediaTask):
             return f"{sound.name} {samples}"
         if len(samples) > self.settings.seconds * self.rate:  # decoded by whoever gave it
             return f"{sound.name} is longer than {self.settings.seconds} seconds; cut it into pieces"
+        if len(samples) < LEAST_SECONDS * self.rate:
+            return f"{sound.name} is too short, {len(samples) / self.rate:.3f} seconds"
         if strange := sorted(set(text) - self.characters):
             return f"{sound.name}: its text holds {' '.join(strange[:10])}, which the model has no token for"
         found = self.learned(row, text, samples)
@@ -244,6 +247,7 @@ class TextToSpeech(Speech):
 
     @classmethod
     def columns(cls, data: DataSettings) -> dict[str, str]:
+        refuse_unused("data", data, ("speaker",), "a fastspeech learns one voice. Leave it out.")
         return super().columns(data) | {"durations": data.durations}
 
     @staticmethod
