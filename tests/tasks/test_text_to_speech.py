@@ -126,7 +126,8 @@ def test_a_run_sings_what_it_learned(run: burnish.Run, tmp_path: Path) -> None:
     written, rate = soundfile.read(said["file"])
     assert rate == 16_000
     np.testing.assert_allclose(written, samples, atol=1e-4)
-    [again, other] = (predict(str(run.path), ["ad"], generate={"sounds": str(tmp_path)}, seed=seed)[0] for seed in (0, 1))
+    sounds = {"generate": {"sounds": str(tmp_path)}}
+    [again, other] = (next(iter(predict(str(run.path), ["ad"], seed=seed, **sounds))) for seed in (0, 1))
     assert again["file"] == said["file"] != other["file"]
     assert sorted(tmp_path.iterdir()) == sorted([Path(again["file"]), Path(other["file"])])
 
