@@ -382,6 +382,14 @@ def registry() -> dict[str, type[Task]]:
     return find_subclasses("burnish.tasks", Task)
 
 
+def unit_of(task: str, sequence: int) -> str:
+    """Return what the positions of a task's model are called, of which a row has at most so many."""
+    reads = registry()[task].reads if task in registry() else "text"
+    if reads == "images" and sequence == 1:
+        return "images"  # a network of maps has no positions
+    return {"images": "patches", "audio": "frames"}.get(reads, "tokens")
+
+
 def find_task(name: str) -> type[Task]:
     """Return the task of this name. Only the file that has it is imported: all of them take a tenth of a second.
 

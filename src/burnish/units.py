@@ -165,3 +165,12 @@ def readable_seconds(seconds: float) -> str:
     whole = int(seconds)
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def steps_words(count: int) -> str:
+    """Return a number of steps as words.
+
+    >>> steps_words(1), steps_words(1450)
+    ('1 step', '1,450 steps')
+    """
+    return f"{count:,} step{'' if count == 1 else 's'}"

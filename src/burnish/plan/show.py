@@ -13,18 +13,10 @@ from burnish.data.store import Store
 from burnish.env import versions
 from burnish.optim.schedules import Schedule
 from burnish.plan.derive import Plan
-from burnish.task import registry
-from burnish.units import readable_bytes, readable_count, readable_seconds
+from burnish.task import unit_of
+from burnish.units import readable_bytes, readable_count, readable_seconds, steps_words
 
 Rows = list[tuple[str, str, str]]
-
-
-def unit_of(task: str, sequence: int) -> str:
-    """Return what the positions of a task's model are called, of which a row has at most so many."""
-    reads = registry()[task].reads if task in registry() else "text"
-    if reads == "images" and sequence == 1:
-        return "images"  # a network of maps has no positions
-    return {"images": "patches", "audio": "frames"}.get(reads, "tokens")
 
 
 def plan_rows(plan: Plan, config: Config, run: str, exactness: str) -> Rows:
@@ -57,7 +49,7 @@ def plan_rows(plan: Plan, config: Config, run: str, exactness: str) -> Rows:
         ("optimizer", f"{config.optim.name}, peak learning rate {plan.lr:g}", why.get("lr", "")),
         (
             "schedule",
-            f"{config.schedule.name}, {plan.warmup_steps} steps of warm-up",
+            f"{config.schedule.name}, {steps_words(plan.warmup_steps)} of warm-up",
             Schedule(config.schedule, plan.total_steps, plan.warmup_steps).preview(48),
         ),
         (

@@ -16,6 +16,7 @@ from burnish.data.new_tokens import virtual_tokens
 from burnish.report.facts import Facts, environment_rows, metric_words, number, read_facts, template, time_words
 from burnish.run import RunFolder
 from burnish.task import registry
+from burnish.units import steps_words
 
 #: The Hub's tag of a task whose name is none.
 _TAGS = {"preference-tuning": "text-generation", "reward-modeling": "text-classification"}
@@ -103,12 +104,12 @@ def settings(facts: Facts) -> list[tuple[str, str]]:
     rows = [
         ("optimizer", optim.name),
         ("peak learning rate", f"{plan['lr']:g}"),
-        ("schedule", f"{schedule.name}, {plan['warmup_steps']:,} steps of warm-up"),
+        ("schedule", f"{schedule.name}, {steps_words(plan['warmup_steps'])} of warm-up"),
         ("weight decay", f"{optim.weight_decay:g}"),
         ("gradient clipping", f"norm {optim.clip:g}" if optim.clip else "none"),
         ("batch", f"{config.train.batch:,} rows"),
         ("length", _length(facts)),
-        ("longest sequence", f"{plan['sequence']:,} tokens"),
+        ("longest sequence", f"{plan['sequence']:,} {facts.unit}"),
         ("precision", plan["precision"]),
     ]
     if config.train.dropout is not None:

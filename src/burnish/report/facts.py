@@ -15,6 +15,7 @@ import yaml
 from burnish.config import Config, parse
 from burnish.errors import UserError
 from burnish.run import RunFolder
+from burnish.task import unit_of
 from burnish.units import readable_bytes
 
 #: Metric to its name in words and what it says, in one line.
@@ -201,6 +202,11 @@ class Facts:
         if self.task == "text-generation":
             return "tokens"
         return "rows" if all(line.get("targets") == line.get("rows") for line in self.steps) else "targets"
+
+    @property
+    def unit(self) -> str:
+        """What the positions of its rows are called, such as tokens."""
+        return unit_of(self.task, self.plan["sequence"])
 
     @property
     def epochs(self) -> float | None:

@@ -197,7 +197,7 @@ _DERIVED = {
     "device": "device",
     "threads": "threads",
     "precision": "precision",
-    "sequence": "longest sequence, in tokens",
+    "sequence": "longest sequence, in {unit}",
     "micro_batch": "rows computed at once",
     "lr": "peak learning rate",
     "total_rows": "rows trained on",
@@ -212,7 +212,11 @@ _DERIVED = {
 def derived(facts: Facts) -> list[tuple[str, str, str]]:
     """Return what the run derived or fixed at its start: name, value and reason."""
     plan, memory = facts.plan, facts.plan["memory"]
-    rows = [(words, _shown(plan[name]), plan["why"].get(name, "")) for name, words in _DERIVED.items() if name in plan]
+    rows = [
+        (words.format(unit=facts.unit), _shown(plan[name]), plan["why"].get(name, ""))
+        for name, words in _DERIVED.items()
+        if name in plan
+    ]
     parts = ", ".join(f"{name} {readable_bytes(size)}" for name, size in memory.items())
     return [*rows, ("memory before activations", readable_bytes(sum(memory.values())), parts)]
 
@@ -225,6 +229,10 @@ def data_rows(facts: Facts) -> list[tuple[str, str, str]]:
     """Return the size of each split: name, rows, and what became of them."""
     data = facts.plan["data"]
     return [
-        (split, f"{rows:,}", f"{data['examples'].get(split, 0):,} examples of {data['tokens'].get(split, 0):,} tokens")
+        (
+            split,
+            f"{rows:,}",
+            f"{data['examples'].get(split, 0):,} examples of {data['tokens'].get(split, 0):,} {facts.unit}",
+        )
         for split, rows in data["rows"].items()
     ]
