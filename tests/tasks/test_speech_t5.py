@@ -17,6 +17,7 @@ from burnish.api import predict
 from burnish.errors import UserError
 from burnish.ops.griffin_lim import griffin_lim
 from burnish.session import Session
+from burnish.task import Row
 from helpers import said_by_card, session_of
 from tiny_speech_t5 import SPEAKER, tiny_vocoder
 
@@ -113,6 +114,12 @@ def test_a_long_text_is_said_within_the_model_s_positions(session: Session, monk
     monkeypatch.setattr(model.speech_decoder_postnet.prob_out, "forward", lambda said: said.new_full((1, 2), -9.0))
     frames = task.config.max_speech_positions * task.config.reduction_factor
     assert len(task.spoken(model, pieces[0], 0)) == (frames - 1) * task.hop
+
+
+def test_who_speaks_has_length_one_however_large_the_numbers(session: Session) -> None:
+    for size in (1.0, 1e38, 1e300):
+        voice = session.task.voice_of(Row({"speaker": [size] * SPEAKER}, "rows.jsonl:1"))
+        np.testing.assert_allclose(voice, SPEAKER**-0.5, rtol=1e-6)
 
 
 def test_samples_of_few_frames_are_found() -> None:

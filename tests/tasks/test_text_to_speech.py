@@ -191,6 +191,13 @@ def test_a_letter_of_held_out_rows_is_learned(songs_folder: Path, tmp_path: Path
     assert sum(held) == len(rows)
 
 
+def test_a_sound_too_short_to_learn_from_is_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(10, 0.1), 16_000)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.wav", "text": "a", "durations": [0.000625]}\n')
+    with pytest.raises(UserError, match=r"a\.wav is too short, 0\.001 seconds"):
+        session_of("text-to-speech", tmp_path / "run", data={"train": str(tmp_path), "holdout": "0%"}, **GIVEN)
+
+
 def test_other_models_are_refused(songs_folder: Path, tmp_path: Path) -> None:
     given = {**GIVEN, "data": {"train": str(songs_folder)}}
     with pytest.raises(UserError, match="a wav2vec2-bert does not learn text-to-speech here"):
