@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import burnish
-from burnish.config import AugmentSettings
+from burnish.config import AugmentSettings, GenerateSettings
 from burnish.data.augment_sounds import varied
 from burnish.data.tokenizer import train_tokenizer
 from burnish.errors import UserError
@@ -202,6 +202,20 @@ def test_text_in_another_script_is_named(songs_folder: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"000\.wav: its text holds 你 好, which the model has no token for"):
         given = settings_of("wav2vec2", tmp_path / "model", data)
         session_of(TASK, tmp_path / "run", **{**given, "data": {"train": str(data), "validation": str(other)}})
+
+
+def test_a_whisper_from_scratch_may_write_blanks(songs_folder: Path, tmp_path: Path) -> None:
+    """Of all its tokens only those that say nothing are forbidden."""
+    given = {"model": {"preset": "whisper-nano"}, "data": {"train": str(songs_folder)}, "task": {"seconds": 2}}
+    session = session_of(TASK, tmp_path / "run", **given)
+    task, model = session.task, session.fit.model.eval()
+    with torch.no_grad():  # each token is as likely as the next, but the blank
+        model.proj_out.weight.zero_()
+        model.proj_out.weight[task.words.word_delimiter_token_id] = 1.0
+        model.model.decoder.layer_norm.bias.fill_(1.0)
+    heard = task._encoded(model, task.inputs([session.stores["train"][0]]))
+    [ids] = task._written(model, heard, 1, GenerateSettings(max_tokens=3))
+    assert ids == 3 * [task.words.word_delimiter_token_id]
 
 
 def test_tokens_lie_where_the_likeliest_path_has_them() -> None:

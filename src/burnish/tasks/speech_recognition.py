@@ -461,7 +461,8 @@ class _Writing(Recognition):
             most = min(most, settings.max_tokens)
         config = generation_config(model, self.words, settings, most, 0.0)
         special = set(self.words.all_special_ids) | {*self.words.get_added_vocab().values()}
-        config.suppress_tokens = [*(config.suppress_tokens or []), *sorted(special - {self.words.eos_token_id})] or None
+        special -= {self.words.eos_token_id, getattr(self.words, "word_delimiter_token_id", None)}
+        config.suppress_tokens = [*(config.suppress_tokens or []), *sorted(special)] or None
         first = torch.tensor([self.before] * rows, device=model.device)
         with torch.inference_mode(), quiet():  # transformers' own of any model: Whisper's has rules beside these
             output = GenerationMixin.generate(model, **heard, decoder_input_ids=first, generation_config=config)
