@@ -136,7 +136,7 @@ def test_folders_tables_parquet_and_kaldi_give_the_same_sounds(tmp_path: Path) -
     sounds = [{"bytes": file.read_bytes(), "path": None} for file in files]
     pq.write_table(pa.table({"audio": sounds, "text": texts}), tmp_path / "rows.parquet")
     (tmp_path / "kaldi" / "wav.scp").write_text("".join(f"u{n} {file}\n" for n, file in enumerate(files)))
-    (tmp_path / "kaldi" / "text").write_text("".join(f"u{n} {text}\n" for n, text in enumerate(texts)))
+    (tmp_path / "kaldi" / "text").write_text("".join(f"u{n}\t{text}\n" for n, text in enumerate(texts)))
 
     def rows_of(path: Path, text: str = "text") -> list[tuple[str, str]]:
         parts = find_parts([str(path)], "data.train", lambda *_: [], "audio")
@@ -146,6 +146,9 @@ def test_folders_tables_parquet_and_kaldi_give_the_same_sounds(tmp_path: Path) -
     wanted = rows_of(tmp_path / "classes", "label")
     assert len(wanted) == 6
     assert wanted == rows_of(tmp_path / "table") == rows_of(tmp_path / "rows.parquet") == rows_of(tmp_path / "kaldi")
+    (tmp_path / "kaldi" / "segments").write_text("u0-1 u0 0 0.5\n")
+    with pytest.raises(UserError, match="segments: parts of sounds are not read"):
+        rows_of(tmp_path / "kaldi")
 
 
 def test_a_command_in_place_of_a_file_is_not_run(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class SoundSource(Source):
 
 class KaldiSource(Source):
     """The file `wav.scp`, a name and the file of its sound on each line, with what is said beside it: `text`, and who
-    says it: `utt2spk`, the column `speaker`. Commands in place of files are refused, never run.
+    says it: `utt2spk`, the column `speaker`. Commands in place of files are refused, never run; so are `segments` of them.
 
     Source: "Data preparation" in Kaldi's documentation.
     """
@@ -39,20 +39,25 @@ class KaldiSource(Source):
     reads = frozenset({"audio"})
 
     def read(self, path: Path) -> Iterator[Row | BrokenRow]:
+        if path.with_name("segments").is_file():
+            raise UserError(
+                f"{path.with_name('segments')}: parts of sounds are not read. Write each to a file of its own, name those in "
+                f"{KALDI} and remove this one."
+            )
         beside = {"text": _pairs(path.with_name("text")), "speaker": _pairs(path.with_name("utt2spk"))}
         for number, line in open_lines(path):
             where = f"{path}:{number}"
             if isinstance(line, BrokenRow):
                 yield line
                 continue
-            name, _, file = line.strip().partition(" ")
+            name, file = _first(line)
             if not name:
                 continue
-            if not file.strip() or file.rstrip().endswith("|"):
+            if not file or file.endswith("|"):
                 yield BrokenRow(where, "names no file; a command in its place is not run: write its sounds to files")
                 continue
             said = {column: known[name] for column, known in beside.items() if name in known}
-            yield Row({"audio": file.strip(), **said}, where)
+            yield Row({"audio": file, **said}, where)
 
     def files(self, path: Path) -> list[Path]:
         return [path, *(file for file in map(path.with_name, ("text", "utt2spk")) if file.is_file())]
@@ -66,7 +71,13 @@ def _pairs(path: Path) -> dict[str, str]:
     for number, line in open_lines(path):
         if isinstance(line, BrokenRow):
             raise UserError(f"{path}:{number}: {line.reason}.")
-        name, _, rest = line.strip().partition(" ")
+        name, rest = _first(line)
         if name:
-            found[name] = rest.strip()
+            found[name] = rest
     return found
+
+
+def _first(line: str) -> tuple[str, str]:
+    """Return the first word of a line, and the rest."""
+    name, rest, *_ = [*line.split(maxsplit=1), "", ""]
+    return name, rest.strip()
