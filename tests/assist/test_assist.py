@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 import burnish
 from burnish.assist.act import Unfit, command_of, reply_of, run
 from burnish.assist.chain import Chain, meant, plain
-from burnish.assist.command import _blocks, _line, _utterances
+from burnish.assist.command import _blocks, _heard_by_people, _line, _utterances
 from burnish.assist.ear import Ear
 from burnish.assist.serve import Server
 from burnish.assist.settings import Action, Assistant, read_assistant
@@ -289,6 +289,12 @@ def test_any_line_is_a_request(
     for words, problem in ((("--serve", 99_999), "from 0 to 65535"), (("a", "--serve", 1), "one of the three")):
         done = command("assist", home, *words)
         assert done.returncode == 2 and problem in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_player_that_fails_is_told(tmp_path: Path) -> None:
+    found = _heard_by_people(b"sound", ("false",), str(tmp_path), 1)
+    assert found == {"wav": str(tmp_path / "1.wav"), "problem": "speak.play: false ended with 1"}
+    assert _heard_by_people(b"sound", ("true",), None, 1) == {"wav": "5 bytes"}
 
 
 def run_of(task: str, folder: Path, steps: int, lr: float, /, **settings: Any) -> str:

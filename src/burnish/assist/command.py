@@ -73,7 +73,7 @@ def assist(
             failed += event["stage"] == "problem"
             if "wav" in event:
                 spoken += 1
-                event["wav"] = _heard_by_people(event["wav"], assistant.speak.play, replies, spoken)
+                event |= _heard_by_people(event["wav"], assistant.speak.play, replies, spoken)
             print(_line(event, json), flush=True)
     if failed:
         raise UserError(f"{failed} of {asked} requests could not be answered; `problem` says why.")
@@ -151,8 +151,10 @@ def _blocks(rate: int) -> Iterator[np.ndarray]:
         yield np.frombuffer(block[:whole], "<i2").astype(np.float32) / FULL
 
 
-def _heard_by_people(sound: bytes, play: tuple[str, ...], folder: str | None, number: int) -> str:
-    """Play a reply and write it into a folder, where that is asked for; return its file, or how large it is.
+def _heard_by_people(sound: bytes, play: tuple[str, ...], folder: str | None, number: int) -> Event:
+    """Play a reply and write it into a folder, where that is asked for; return as `wav` its file, or how large it is.
+
+    A player that fails is a `problem`.
 
     Raises:
         UserError: neither can be done.
@@ -160,19 +162,21 @@ def _heard_by_people(sound: bytes, play: tuple[str, ...], folder: str | None, nu
     from burnish.errors import UserError
     from burnish.run import write_atomic
 
+    problem: Event = {}
     if play:
         try:
-            subprocess.run(play, input=sound, check=False)
+            if code := subprocess.run(play, input=sound, check=False).returncode:
+                problem["problem"] = f"speak.play: {play[0]} ended with {code}"
         except OSError as error:
             raise UserError(f"speak.play: {play[0]} cannot be run ({error.strerror}).") from error
     if folder is None:
-        return f"{len(sound)} bytes"
+        return {"wav": f"{len(sound)} bytes", **problem}
     path = Path(folder) / f"{number}.wav"
     try:
         write_atomic(path, sound)
     except OSError as error:
         raise UserError(f"--replies: {path} cannot be written ({error.strerror}).") from error
-    return str(path)
+    return {"wav": str(path), **problem}
 
 
 def _line(event: Event, as_json: bool) -> str:
