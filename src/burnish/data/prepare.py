@@ -109,7 +109,8 @@ def find_rows(config: Config, task: type[Task]) -> Splits:
         if rows is not None
     }
     twice = _twice(found, task.reads) if task.reads != "text" else []
-    learned = _Both(train, validation) if task.writes and validation is not None else train
+    held_out = validation is not None and "validation" not in found
+    learned = _Both(train, validation) if task.writes and held_out else train
     return Splits(train, validation, found.get("test"), key, broken, twice, counts, learned)
 
 
