@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,13 @@ def test_who_speaks_has_length_one_however_large_the_numbers(session: Session) -
     for size in (1.0, 1e38, 1e300):
         voice = session.task.voice_of(Row({"speaker": [size] * SPEAKER}, "rows.jsonl:1"))
         np.testing.assert_allclose(voice, SPEAKER**-0.5, rtol=1e-6)
+
+
+def test_a_model_without_a_tokenizer_is_named(speech_t5: Path, said_folder: Path, tmp_path: Path) -> None:
+    """New tokens of characters would mean others than those that it has learned."""
+    bare = shutil.copytree(speech_t5, tmp_path / "bare", ignore=shutil.ignore_patterns("spm*", "tokenizer*"))
+    with pytest.raises(UserError, match="bare: holds no tokenizer"):
+        session_of("text-to-speech", tmp_path / "run", **given(bare, said_folder))
 
 
 def test_samples_of_few_frames_are_found() -> None:

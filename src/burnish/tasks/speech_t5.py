@@ -52,7 +52,8 @@ class SpeechT5(Speech):
     def learn(cls, rows: Iterable[Row], settings: TextToSpeechSettings) -> dict[str, Any]:
         """Return the sign with which most of the texts end, if that is one, and the mean of those who speak."""
         voices = [found for row in rows if not isinstance(found := cls.voice_of(row), str)]
-        return super().learn(rows, settings) | {"voice": np.mean(voices, 0).round(6).tolist() if voices else None}
+        end = super().learn(rows, settings)["end"]  # its characters are those of its tokenizer
+        return {"end": end, "voice": np.mean(voices, 0).round(6).tolist() if voices else None}
 
     @classmethod
     def voice_of(cls, row: Row) -> np.ndarray | str:
